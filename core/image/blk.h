@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * core/image/blk.h - disks as the rest of core sees them. Devices see the
+ * same object through hvx_blk_req of hvx/host.h.
+ *
+ * The caller names the format; "raw" is never probed, and probing is refused
+ * on anything a guest could have written. A backing file name that leaves the
+ * image's folder is refused unless allow_backing_outside is set.
+ */
+#ifndef HVX_CORE_BLK_H
+#define HVX_CORE_BLK_H
+
+#include "core/vm/loop.h"
+#include <hvx/host.h>
+
+struct hvx_blk_open {
+    const char *path;
+    const char *format; /* "raw", "qcow2" */
+    const char *serial; /* NULL: derived from path */
+    bool read_only, cdrom;
+    bool snapshot; /* writes go to an unnamed temporary overlay */
+    bool allow_backing_outside;
+    bool no_lock;     /* skip the advisory lock that keeps two VMs off one image */
+    const char *aio;  /* "io_uring", "threads", NULL: the best that works */
+    const char *cache; /* "writeback" (default), "none" (O_DIRECT), "unsafe" (ignore flush) */
+};
+HVX_WUR int hvx_blk_open(struct hvx_loop *loop, const struct hvx_blk_open *params, struct hvx_blk **out,
+                         struct hvx_error *err);
+/* Waits for requests in flight, flushes, closes. */
+void hvx_blk_close(struct hvx_blk *b);
+void hvx_blk_submit(struct hvx_blk *b, struct hvx_blk_req *req); /* completion as in hvx/host.h */
+void hvx_blk_get_info(struct hvx_blk *b, struct hvx_blk_info *out);
+/* Block until nothing is in flight and all is on stable storage (for save). */
+int hvx_blk_drain(struct hvx_blk *b);
+void hvx_blk_stats(struct hvx_blk *b, void (*fn)(void *o, const char *name, uint64_t v, const char *unit), void *o);
+/* hvx image create|info|check|convert use these */
+int hvx_image_main(int argc, char **argv);
+#endif
