@@ -305,6 +305,12 @@ struct hvx_host {
     /* Set the state in which vCPU `index` starts after (this) reset; used by
      * direct boot. Regs: struct hvx_vcpu_regs of cpu.h. */
     int (*vcpu_set_regs)(struct hvx_vm *vm, unsigned index, const void *regs, size_t size);
+
+    /* --- power button, for the machine device --- */
+    /* cb runs with the VM lock held when a person asks the guest to shut down
+     * (`hvx stop`): the machine raises its ACPI power-button event. NULL
+     * removes it. One per VM; the last call wins. */
+    void (*power_button_set)(struct hvx_vm *vm, void (*cb)(void *opaque), void *opaque);
 };
 
 HVX_EXTERN_C_END
