@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+# Included by every Makefile.am: flags, and how tests run.
+AM_CFLAGS = $(HVX_CFLAGS)
+AM_LDFLAGS = $(HVX_LDFLAGS)
+
+# Every test runs under tests/driver, which counts the cases that a test
+# prints as TAP (cmocka does) and otherwise judges by the exit status: 0 pass,
+# 77 skip, 99 hard error, else fail.
+AM_TESTS_ENVIRONMENT = CMOCKA_MESSAGE_OUTPUT=TAP; export CMOCKA_MESSAGE_OUTPUT; \
+    top_srcdir='$(abs_top_srcdir)'; export top_srcdir; top_builddir='$(abs_top_builddir)'; export top_builddir;
+LOG_DRIVER = $(SHELL) $(top_srcdir)/tests/driver
+TEST_EXTENSIONS = .sh .py
+SH_LOG_DRIVER = $(LOG_DRIVER)
+PY_LOG_DRIVER = $(LOG_DRIVER)
+SH_LOG_COMPILER = $(SHELL)
+PY_LOG_COMPILER = python3
+
+check_PROGRAMS =
+dist_check_SCRIPTS =
+TESTS = $(check_PROGRAMS) $(dist_check_SCRIPTS)
+HVXTEST_LIBS = $(top_builddir)/sdk/libhvxtest.a $(CMOCKA_LIBS)
+CLEANFILES =
+EXTRA_DIST =
+dist_man_MANS =
