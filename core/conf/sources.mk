@@ -1,3 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
 # Files of core/conf, included by core/Makefile.am; paths are relative to core/.
-core_conf_sources = conf/conf.h conf/options.c conf/options.h
+core_conf_sources = conf/conf.c conf/conf.h conf/options.c conf/options.h

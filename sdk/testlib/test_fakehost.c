@@ -80,8 +80,8 @@ static void test_dispatch_splits_and_layers(void **state)
     hvxtest_mmio_write(vm, 0xa0008, 4, 7); /* RAM shows again */
     assert_int_equal(hvxtest_ram(vm)[0xa0008], 7);
 
-    uint8_t *page;
-    assert_int_equal(posix_memalign((void **)&page, 4096, 0x10000), 0);
+    uint8_t *page = aligned_alloc(4096, 0x10000);
+    assert_non_null(page);
     memset(page, 0x5a, 0x10000);
     hvxtest_ram(vm)[0xf0000] = 0x11;
     assert_int_equal(h->mem_map(vm, 0xf0000, 0x10000, page, true, "bios", &rom, NULL), 0);
