@@ -3,6 +3,7 @@
  * plugins/cpu-bt/op_cr.c - control and debug registers, EFER, PDPTEs (SDM
  * volume 3, chapters 2, 4.1, 9.8.5, 17.2).
  */
+#include "phys.h"
 #include "sys.h"
 
 #define CR0_WRITABLE 0xe005003full
@@ -60,10 +61,11 @@ bool sys_load_pdptes(struct bt_vcpu *c, uint64_t cr3)
 {
     uint64_t e[4], reserved = ~phys_mask(c) | 0x1e6;
     uint64_t gpa = cr3 & 0xffffffe0ull;
+    uintptr_t page = bt_phys_page(c->vm, gpa) & ~0xfffull;
 
-    bt_fp_save(c);
+    /* 32-byte aligned: inside one page. Pointers outside RAM read as absent. */
     for (unsigned i = 0; i < 4; i++)
-        c->host->io_read(c->vm->hvm, HVX_SPACE_MMIO, gpa + i * 8, 8, &e[i]);
+        e[i] = page ? __atomic_load_n((uint64_t *)(page + (gpa & 0xfff)) + i, __ATOMIC_RELAXED) : 0;
     for (unsigned i = 0; i < 4; i++)
         if ((e[i] & 1) && (e[i] & reserved))
             return false;

@@ -2,6 +2,7 @@
  *
  * plugins/cpu-bt/op_io.c - IN, OUT, INS, OUTS.
  */
+#include "phys.h"
 #include "sys.h"
 
 void sys_check_io(struct bt_vcpu *c, uint32_t port, unsigned size)
@@ -29,7 +30,9 @@ static uint32_t port_read(struct bt_vcpu *c, uint16_t port, unsigned size)
     if (bt_irqchip_pio(c, port, size, false, &v))
         return v;
     bt_fp_save(c);
+    bt_quiescent_enter(c);
     c->host->io_read(c->vm->hvm, HVX_SPACE_PIO, port, size, &wide);
+    bt_quiescent_leave(c);
     return (uint32_t)(wide & sys_mask(size));
 }
 
@@ -39,7 +42,9 @@ static void port_write(struct bt_vcpu *c, uint16_t port, unsigned size, uint32_t
     if (bt_irqchip_pio(c, port, size, true, &v))
         return;
     bt_fp_save(c);
+    bt_quiescent_enter(c);
     c->host->io_write(c->vm->hvm, HVX_SPACE_PIO, port, size, &v);
+    bt_quiescent_leave(c);
 }
 
 static uint16_t port_of(const struct bt_vcpu *c, const struct bt_op *op)

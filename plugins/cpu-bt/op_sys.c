@@ -247,6 +247,7 @@ void bt_op_xgetbv(struct bt_vcpu *c, const struct bt_op *op)
         if ((uint32_t)c->gpr[BT_RCX] != 1 || !(r[0] & 4))
             sys_gp0(c);
         /* XINUSE: the live registers are the guest's. */
+        sys_fp_live(c);
         __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(1));
         v = c->xcr0 & (lo | (uint64_t)hi << 32);
     }

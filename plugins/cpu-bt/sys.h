@@ -81,6 +81,18 @@ static inline void sys_zero(void *d, size_t n)
     __asm__ volatile("rep stosb" : "+D"(d), "+c"(n) : "a"(0) : "memory");
 }
 
+/* Before an instruction that works on the live x87 or vector registers: an
+ * access to guest memory may have called out and left them to the host. */
+static inline void sys_fp_live(struct bt_vcpu *c)
+{
+    if (c->fp_live)
+        return;
+    __asm__ volatile("xrstor64 (%0)" ::"r"(c->xsave), "a"((uint32_t)c->vm->host_xcr0),
+                     "d"((uint32_t)(c->vm->host_xcr0 >> 32))
+                     : "memory");
+    c->fp_live = 1;
+}
+
 /* --- descriptors (seg.c) --------------------------------------------------------- */
 /* Linear address of a descriptor of n bytes (8, or 16 for system ones in long
  * mode); false: outside its table. */
