@@ -11,8 +11,10 @@ enum {
     HVX_STATUS_OK = 0,          /* done; run: the guest powered off */
     HVX_STATUS_FAILED = 1,      /* the host side failed: file, option, resource */
     HVX_STATUS_USAGE = 2,       /* wrong command line */
-    HVX_STATUS_PANIC = 3,       /* run: the guest says that it panicked, or a triple fault with --on-crash=exit */
+    HVX_STATUS_PANIC = 3,       /* run: the guest says that it panicked */
     HVX_STATUS_ENGINE = 4,      /* run: the execution engine cannot go on */
+    HVX_STATUS_TRIPLE_FAULT = 5, /* run --no-reboot: a vCPU triple-faulted */
+    HVX_STATUS_KILLED = 6,      /* run: ended from outside, by hvx kill or a signal */
 };
 
 int hvx_cmd_run(int argc, char **argv);
