@@ -85,7 +85,7 @@ void bt_op_fxrstor(struct bt_vcpu *c, const struct bt_op *op)
 }
 
 /* --- layout of extended components ------------------------------------------------------ */
-static void learn_layout(struct bt_vcpu *c)
+void sys_xstate_layout(struct bt_vcpu *c)
 {
     if (c->xcomp[0].size)
         return;
@@ -138,7 +138,7 @@ static void need_xsave(struct bt_vcpu *c)
         bt_raise(c, BT_EX_UD);
     if (c->cr0 & BT_CR0_TS)
         bt_raise(c, BT_EX_NM);
-    learn_layout(c);
+    sys_xstate_layout(c);
 }
 
 static uint64_t requested(const struct bt_vcpu *c)

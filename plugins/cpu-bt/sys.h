@@ -182,6 +182,8 @@ void sys_return_protected(struct bt_vcpu *c, unsigned opsize, uint32_t pop, bool
 bool sys_load_pdptes(struct bt_vcpu *c, uint64_t cr3);
 /* op_cr.c: EFER as WRMSR writes it; false -> #GP. */
 bool sys_write_efer(struct bt_vcpu *c, uint64_t v);
+/* op_fpu.c: fills c->xcomp[]. */
+void sys_xstate_layout(struct bt_vcpu *c);
 /* op_io.c: #GP(0) unless the guest may touch the port. */
 void sys_check_io(struct bt_vcpu *c, uint32_t port, unsigned size);
 #endif
