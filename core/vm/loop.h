@@ -27,6 +27,11 @@ struct event_base *hvx_loop_base(struct hvx_loop *l);
 
 /* Run cb soon on the loop; any thread, allocates nothing after warm-up. */
 int hvx_loop_post(struct hvx_loop *l, void (*cb)(void *opaque), void *opaque);
+/* Forget posts of exactly this pair; VM lock held (so none is running, unless
+ * the caller is it). */
+void hvx_loop_unpost(struct hvx_loop *l, void (*cb)(void *opaque), void *opaque);
+/* Run what was posted, once the loop's thread has ended. */
+void hvx_loop_drain(struct hvx_loop *l);
 
 int hvx_loop_timer_new(struct hvx_loop *l, void (*cb)(void *opaque), void *opaque, struct hvx_timer **out);
 void hvx_timer_set(struct hvx_timer *t, uint64_t deadline_ns); /* CLOCK_MONOTONIC ns; ~0 disarms; any thread */

@@ -1,3 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Files of core/vm, included by core/Makefile.am; paths are relative to core/.
-core_vm_sources = vm/loop.h vm/chr.h
+core_vm_sources = vm/vm.h vm/internal.h vm/vm.c vm/loop.c vm/loop.h vm/space.c vm/space.h vm/dispatch.c vm/ram.c \
+    vm/pci.c vm/pci.h vm/msix.c vm/irq.c vm/vcpu.c vm/log.c vm/stream.c vm/stream.h vm/state.c vm/stats.c \
+    vm/display.c vm/host.c vm/chr.c vm/chr.h vm/machine.c vm/machine.h vm/control.c vm/control.h \
+    vm/control_client.c vm/control_path.h vm/net_weak.h

@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * core/cmd/run.c - `hvx run`: start a VM and stay with it until it ends.
+ *
+ * This thread runs the control loop: what the guest asks for, what arrives on
+ * the control socket, and signals. Devices have a loop and a thread of their
+ * own, so that this one can wait for vCPUs without holding the VM lock.
+ */
+#define _GNU_SOURCE
+#include "core/cmd/commands.h"
+#include "core/cmd/run.h"
+#include "core/plugin/registry.h"
+#include "core/vm/control.h"
+#include "core/vm/internal.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#define N_EVENTS (HVX_EVENT_ENGINE_ERROR + 1)
+
+struct run {
+    struct hvx_run_options options;
+    struct hvx_loop *loop;
+    struct hvx_machine *machine;
+    struct hvx_vm *vm;
+    struct hvx_control *control;
+    struct hvx_watch *signals;
+    uint64_t started_ns, n_resets;
+    int status;
+    bool ending, user_paused;
+    /* Events wait here, one of a kind: a guest that writes to its reset port
+     * in a loop asks for one reset. */
+    pthread_mutex_t mutex;
+    bool pending[N_EVENTS], posted;
+    int code[N_EVENTS];
+    char text[N_EVENTS][200];
+};
+
+static void end(struct run *r, int status)
+{
+    if (r->ending)
+        return;
+    r->ending = true;
+    r->status = status;
+    hvx_loop_stop(r->loop);
+}
+
+static void say(struct run *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void say(struct run *r, const char *fmt, ...)
+{
+    char text[400];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    hvx_log(HVX_LOG_INFO, r->options.name, "%s", text);
+}
+
+/* --- what the guest asked for ------------------------------------------------ */
+
+static void handle_event(struct run *r, enum hvx_vm_event e, int code, const char *text)
+{
+    switch (e) {
+    case HVX_EVENT_POWEROFF:
+        say(r, "the guest powered off");
+        end(r, HVX_STATUS_OK);
+        break;
+    case HVX_EVENT_DEBUG_EXIT:
+        end(r, code & 0xff);
+        break;
+    case HVX_EVENT_PANIC:
+        hvx_log(HVX_LOG_ERROR, r->options.name, "the guest panicked");
+        end(r, HVX_STATUS_PANIC);
+        break;
+    case HVX_EVENT_ENGINE_ERROR:
+        hvx_log(HVX_LOG_ERROR, r->options.name, "engine %s, vCPU %d: %s", hvx_vm_engine_name(r->vm), code, text);
+        end(r, HVX_STATUS_ENGINE);
+        break;
+    case HVX_EVENT_SHUTDOWN:
+        say(r, "triple fault on vCPU %d%s%s", code, text[0] ? ": " : "", text);
+        if (r->options.no_reboot) {
+            end(r, HVX_STATUS_TRIPLE_FAULT);
+            break;
+        }
+        /* fall through */
+    case HVX_EVENT_RESET:
+        if (r->options.no_reboot) {
+            say(r, "the guest asked for a reset; ending, as --no-reboot says");
+            end(r, HVX_STATUS_OK);
+            break;
+        }
+        r->n_resets++;
+        hvx_vm_reset(r->vm);
+        break;
+    }
+}
+
+static void handle_events(void *opaque)
+{
+    struct run *r = opaque;
+
+    for (int e = 1; e < N_EVENTS && !r->ending; e++) {
+        char text[sizeof(r->text[0])];
+        bool pending;
+        int code;
+        pthread_mutex_lock(&r->mutex);
+        r->posted = false;
+        pending = r->pending[e];
+        r->pending[e] = false;
+        code = r->code[e];
+        memcpy(text, r->text[e], sizeof(text));
+        pthread_mutex_unlock(&r->mutex);
+        if (pending)
+            handle_event(r, (enum hvx_vm_event)e, code, text);
+    }
+}
+
+static void on_event(void *opaque, enum hvx_vm_event e, int code, const char *text)
+{
+    struct run *r = opaque;
+    bool post;
+
+    pthread_mutex_lock(&r->mutex);
+    if (!r->pending[e]) {
+        r->pending[e] = true;
+        r->code[e] = code;
+        snprintf(r->text[e], sizeof(r->text[e]), "%s", text ? text : "");
+    }
+    post = !r->posted;
+    r->posted = true;
+    pthread_mutex_unlock(&r->mutex);
+    if (post && hvx_loop_post(r->loop, handle_events, r) < 0)
+        hvx_log(HVX_LOG_ERROR, r->options.name, "out of memory: the guest's %s is lost", hvx_vm_event_name(e));
+}
+
+static void left(void *opaque)
+{
+    struct run *r = opaque;
+
+    say(r, "left the console; the VM ends");
+    end(r, HVX_STATUS_OK);
+}
+
+static void on_escape(void *opaque)
+{
+    struct run *r = opaque;
+
+    (void)!hvx_loop_post(r->loop, left, r); /* we are on the device loop here */
+}
+
+static void on_signal(void *opaque, int fd, bool readable, bool writable)
+{
+    struct run *r = opaque;
+    struct signalfd_siginfo info;
+
+    (void)readable;
+    (void)writable;
+    if (read(fd, &info, sizeof(info)) != sizeof(info))
+        return;
+    say(r, "%s; the VM ends", strsignal((int)info.ssi_signo));
+    end(r, HVX_STATUS_KILLED);
+}
+
+/* --- the control socket --------------------------------------------------------- */
+
+static void add_stat(void *opaque, const char *group, const char *name, uint64_t value, const char *unit)
+{
+    json_array_append_new(opaque, json_pack("{s:s, s:s, s:I, s:s}", "group", group, "name", name, "value",
+                                            (json_int_t)value, "unit", unit ? unit : ""));
+}
+
+static const char *string_of(json_t *request, const char *key, struct hvx_error *err)
+{
+    const char *s = json_string_value(json_object_get(request, key));
+
+    if (!s)
+        hvx_fail(err, -EINVAL, "the request lacks \"%s\"", key);
+    return s;
+}
+
+static void describe(struct run *r, json_t *answer)
+{
+    const struct hvx_vm_params *p = &r->options.machine.vm;
+
+    json_object_set_new(answer, "name", json_string(r->options.name));
+    json_object_set_new(answer, "pid", json_integer(getpid()));
+    json_object_set_new(answer, "engine", json_string(hvx_vm_engine_name(r->vm)));
+    json_object_set_new(answer, "cpus", json_integer(p->n_vcpus));
+    json_object_set_new(answer, "memory", json_integer((json_int_t)p->ram_bytes));
+    json_object_set_new(answer, "state", json_string(r->user_paused ? "paused" : "running"));
+    json_object_set_new(answer, "uptime_s", json_integer((json_int_t)((hvx_clock_ns() - r->started_ns) / 1000000000u)));
+    json_object_set_new(answer, "resets", json_integer((json_int_t)r->n_resets));
+}
+
+static void kill_now(void *opaque)
+{
+    struct run *r = opaque;
+
+    say(r, "ended by hvx kill");
+    end(r, HVX_STATUS_KILLED);
+}
+
+static int on_command(void *opaque, const char *command, json_t *request, json_t *answer, struct hvx_error *err)
+{
+    struct run *r = opaque;
+    const char *s;
+
+    if (!strcmp(command, "info")) {
+        describe(r, answer);
+    } else if (!strcmp(command, "stat")) {
+        json_t *list = json_array();
+        describe(r, answer);
+        hvx_vm_stats(r->vm, add_stat, list);
+        json_object_set_new(answer, "stats", list);
+    } else if (!strcmp(command, "stop")) {
+        if (!hvx_vm_power_button(r->vm))
+            return hvx_fail(err, -ENOTSUP, "this board has no power button; `hvx kill` ends the VM at once");
+    } else if (!strcmp(command, "kill")) {
+        /* Later, so that the answer leaves first. */
+        if (hvx_loop_post(r->loop, kill_now, r) < 0)
+            return hvx_fail(err, -ENOMEM, "out of memory");
+    } else if (!strcmp(command, "reset")) {
+        r->n_resets++;
+        hvx_vm_reset(r->vm);
+    } else if (!strcmp(command, "pause")) {
+        if (!r->user_paused)
+            hvx_vm_pause(r->vm);
+        r->user_paused = true;
+    } else if (!strcmp(command, "resume")) {
+        if (r->user_paused)
+            hvx_vm_resume(r->vm);
+        r->user_paused = false;
+    } else if (!strcmp(command, "screendump")) {
+        return (s = string_of(request, "file", err)) ? hvx_vm_screendump(r->vm, s, err) : -EINVAL;
+    } else if (!strcmp(command, "sendkey")) {
+        return (s = string_of(request, "keys", err)) ? hvx_vm_sendkey(r->vm, s, err) : -EINVAL;
+    } else {
+        return hvx_fail(err, -EINVAL, "unknown command '%s'", command);
+    }
+    return 0;
+}
+
+/* --- start and end ----------------------------------------------------------------- */
+
+static int open_control(struct run *r, struct hvx_error *err)
+{
+    char base[sizeof(r->options.name)];
+    int e;
+
+    if (r->options.no_control)
+        return 0;
+    snprintf(base, sizeof(base), "%s", r->options.name);
+    for (unsigned i = 2;; i++) {
+        e = hvx_control_new(r->loop, r->options.name, on_command, r, &r->control, err);
+        if (e != -EEXIST || r->options.name_given || i > 99)
+            break;
+        snprintf(r->options.name, sizeof(r->options.name), "%.32s-%u", base, i);
+    }
+    if (e < 0 && e != -EEXIST && !r->options.name_given) {
+        /* A folder that cannot be made must not keep a VM from running. */
+        hvx_log(HVX_LOG_WARN, NULL, "%s; hvx ps will not see this VM", err->text);
+        return 0;
+    }
+    return e;
+}
+
+static int watch_signals(struct run *r)
+{
+    sigset_t set;
+    int fd;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGQUIT);
+    fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    return fd < 0 ? -errno : hvx_loop_watch_new(r->loop, fd, true, false, on_signal, r, &r->signals);
+}
+
+static int start(struct run *r, struct hvx_registry *reg, struct hvx_error *err)
+{
+    char why[400];
+    int e = watch_signals(r);
+
+    if (e < 0)
+        return hvx_fail(err, e, "signals: %s", strerror(-e));
+    e = open_control(r, err);
+    if (e < 0)
+        return e;
+    r->options.machine.vm.on_event = on_event;
+    r->options.machine.vm.opaque = r;
+    r->options.machine.on_escape = on_escape;
+    r->options.machine.escape_opaque = r;
+    e = hvx_machine_new(reg, &r->options.machine, &r->machine, why, sizeof(why), err);
+    if (e < 0)
+        return e;
+    r->vm = hvx_machine_vm(r->machine);
+    say(r, "%s", why);
+    r->started_ns = hvx_clock_ns();
+    return hvx_vm_start(r->vm, err);
+}
+
+int hvx_cmd_run(int argc, char **argv)
+{
+    struct run *r = calloc(1, sizeof(*r));
+    struct hvx_conf *conf = NULL;
+    struct hvx_registry *reg = NULL;
+    struct hvx_error err = {0};
+    int e;
+
+    if (!r)
+        return HVX_STATUS_FAILED;
+    e = hvx_run_parse(argc, argv, &r->options);
+    if (e) {
+        free(r);
+        return e - HVX_RUN_EXIT;
+    }
+    r->options.machine.vm.name = r->options.name;
+    pthread_mutex_init(&r->mutex, NULL);
+    hvx_log_set_level(r->options.log_level);
+    /* Before the first thread: they inherit it. */
+    hvx_vm_block_signals();
+    e = hvx_conf_load(r->options.config, &conf, &err);
+    if (e == 0)
+        e = hvx_registry_new(conf, hvx_host_table(), &reg, &err);
+    if (e == 0)
+        e = hvx_loop_new(&r->loop, &err);
+    if (e == 0)
+        e = start(r, reg, &err);
+    if (e == 0) {
+        hvx_loop_run(r->loop);
+        hvx_control_destroy(r->control);
+        r->control = NULL;
+    } else {
+        r->status = HVX_STATUS_FAILED;
+    }
+    hvx_control_destroy(r->control);
+    hvx_machine_destroy(r->machine);
+    if (e < 0)
+        hvx_log(HVX_LOG_ERROR, "run", "%s", err.text);
+    hvx_watch_del(r->signals);
+    hvx_loop_destroy(r->loop);
+    hvx_registry_destroy(reg);
+    hvx_conf_destroy(conf);
+    e = r->status;
+    pthread_mutex_destroy(&r->mutex);
+    free(r);
+    return e;
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * core/vm/control.h - the control socket of a running VM.
+ *
+ * A Unix stream socket DIR/NAME.sock, mode 0600, in a folder of the user's.
+ * DIR is $XDG_RUNTIME_DIR/hvx, else /run/hvx for root, else /tmp/hvx-UID. A
+ * request is one line of JSON, {"command": "stat", ...}; the answer is one
+ * line, {"ok": true, ...} or {"ok": false, "error": "..."}.
+ *
+ * The server runs on the control loop; its handler runs with that loop's
+ * lock, never with the VM lock.
+ */
+#ifndef HVX_CORE_CONTROL_H
+#define HVX_CORE_CONTROL_H
+
+#include "core/vm/loop.h"
+#include <jansson.h>
+
+#define HVX_CONTROL_MAX_REQUEST (64u << 10)
+#define HVX_CONTROL_MAX_ANSWER (16u << 20)
+#define HVX_CONTROL_MAX_CLIENTS 16u
+#define HVX_CONTROL_MAX_NAME 40u
+
+struct hvx_control;
+
+/* "a-z A-Z 0-9 . _ -", not starting with a dot, at most HVX_CONTROL_MAX_NAME. */
+bool hvx_control_name_ok(const char *name);
+/* The folder of the sockets, created when `create`; checked to be the user's own. */
+HVX_WUR int hvx_control_dir(char *buf, size_t n, bool create, struct hvx_error *err);
+
+/* handler fills `answer` (an object) and returns 0, or -errno and a message.
+ * -EEXIST: a VM of this name is running. */
+HVX_WUR int hvx_control_new(struct hvx_loop *loop, const char *name,
+                            int (*handler)(void *opaque, const char *command, json_t *request, json_t *answer,
+                                           struct hvx_error *err),
+                            void *opaque, struct hvx_control **out, struct hvx_error *err);
+void hvx_control_destroy(struct hvx_control *c);
+
+/* --- the client ------------------------------------------------------------ */
+
+/* Send a request to the VM `name` and wait for the answer, an object owned by
+ * the caller. A socket that nobody listens on is removed (-ENOENT). */
+HVX_WUR int hvx_control_call(const char *name, json_t *request, json_t **answer, struct hvx_error *err);
+/* Names that have a socket, NULL-terminated, owned by the caller (each and the list). */
+char **hvx_control_list(void);
+
+#endif

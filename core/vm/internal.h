@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * core/vm/internal.h - the insides of struct hvx_vm, for core/vm only.
+ */
+#ifndef HVX_CORE_VM_INTERNAL_H
+#define HVX_CORE_VM_INTERNAL_H
+
+#include "core/vm/pci.h"
+#include "core/vm/space.h"
+#include "core/vm/vm.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define HVX_N_GSI 24u
+#define HVX_MAX_GUEST_EVENTS 128u
+#define HVX_MAX_DISPLAYS 4u
+#define HVX_MAX_INPUTS 8u
+
+struct hvx_instance {
+    const struct hvx_device_type *type;
+    void *dev;
+    char name[48]; /* type name and number: "virtio-blk.1" */
+};
+
+struct hvx_vcpu_thread {
+    struct hvx_vm *vm;
+    unsigned index;
+    struct hvx_vcpu *engine; /* the engine's */
+    pthread_t thread;
+    bool started;
+    bool parked;                 /* run_mutex */
+    bool have_start_regs;        /* set by the machine during reset */
+    struct hvx_vcpu_regs *start_regs;
+    uint64_t n_runs;
+};
+
+struct hvx_backend {
+    char id[24];
+    void *p;
+};
+
+struct hvx_guest_event {
+    char what[48];
+    uint64_t count, shown_ns;
+};
+
+struct hvx_display {
+    struct hvx_vm *vm;
+    struct hvx_display_ops ops;
+    void *opaque;
+};
+
+struct hvx_input {
+    struct hvx_input_ops ops;
+    void *opaque;
+};
+
+struct hvx_vm {
+    struct hvx_vm_params params; /* strings are owned copies */
+    uint8_t uuid[16];
+    uint64_t tsc_hz;
+    struct hvx_loop *loop;
+    pthread_t loop_thread;
+    bool loop_running;
+
+    struct hvx_ram ram;
+    struct hvx_address_space pio, mem;
+    struct hvx_pci_bus pci;
+
+    /* Interrupt lines: what ISA devices drive, how many PCI functions drive
+     * it too, and what the engine was told. */
+    pthread_mutex_t irq_mutex;
+    bool isa_level[HVX_N_GSI], irq_out[HVX_N_GSI];
+    unsigned pci_level[HVX_N_GSI];
+    uint64_t n_irqs[HVX_N_GSI];
+    _Atomic(uint64_t) n_msi;
+
+    const struct hvx_cpu_ops *engine;
+    struct hvx_engine_vm *engine_vm;
+    char engine_name[48];
+
+    struct hvx_vcpu_thread vcpu[HVX_MAX_VCPUS];
+    unsigned n_vcpus_made;
+    pthread_mutex_t run_mutex;
+    pthread_cond_t run_cond;
+    _Atomic(unsigned) pause_count;
+    bool quit; /* run_mutex */
+    bool started;
+
+    struct hvx_instance instance[HVX_VM_MAX_DEVICES];
+    unsigned n_instances;
+    struct hvx_backend blk[HVX_VM_MAX_BACKENDS], net[HVX_VM_MAX_BACKENDS], chr[HVX_VM_MAX_BACKENDS];
+    unsigned n_blk, n_net, n_chr;
+    struct hvx_display *display[HVX_MAX_DISPLAYS];
+    struct hvx_input input[HVX_MAX_INPUTS];
+    unsigned n_displays, n_inputs;
+    void (*power_button)(void *opaque);
+    void *power_button_opaque;
+
+    pthread_mutex_t event_mutex;
+    struct hvx_guest_event guest_event[HVX_MAX_GUEST_EVENTS];
+    unsigned n_guest_events;
+};
+
+/* log.c */
+HVX_PRINTF(3, 4) void hvx_log(int level, const char *who, const char *fmt, ...);
+void hvx_log_set_level(int level);
+HVX_PRINTF(3, 4) void hvx_vm_guest_event(struct hvx_vm *vm, const char *what, const char *fmt, ...);
+uint64_t hvx_clock_ns(void);
+
+/* irq.c */
+void hvx_vm_irq_set(struct hvx_vm *vm, unsigned gsi, bool level);
+void hvx_vm_irq_count(struct hvx_vm *vm, unsigned gsi, int delta);
+void hvx_vm_irq_redeliver(struct hvx_vm *vm);
+void hvx_vm_irq_state(struct hvx_vm *vm, struct hvx_stream *s);
+void hvx_vm_msi(struct hvx_vm *vm, uint64_t addr, uint32_t data);
+
+/* vcpu.c */
+HVX_WUR int hvx_vm_vcpus_create(struct hvx_vm *vm, struct hvx_error *err);
+HVX_WUR int hvx_vm_vcpus_start(struct hvx_vm *vm, struct hvx_error *err);
+void hvx_vm_vcpus_stop(struct hvx_vm *vm);
+void hvx_vm_vcpus_reset(struct hvx_vm *vm);
+void hvx_vm_block_signals(void);
+
+/* vm.c */
+void *hvx_vm_backend(const struct hvx_backend *list, unsigned n, const char *id);
+void hvx_vm_post_event(struct hvx_vm *vm, enum hvx_vm_event e, int code, const char *text);
+void hvx_vm_free_region_later(struct hvx_vm *vm, struct hvx_region *r);
+
+#endif
