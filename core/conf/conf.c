@@ -27,8 +27,17 @@
 #define HVX_SYSCONFDIR "/usr/local/etc"
 #endif
 
+/* A section of the file and the options in it, as the first round learns them. */
+struct learned {
+    char name[64];
+    unsigned n;
+    char (*options)[64];
+};
+
 struct hvx_conf {
     char *path;
+    struct learned sections[MAX_LIST];
+    unsigned n_sections;
     char **plugins; /* NULL: not said */
     char **dirs;
 };
@@ -40,6 +49,7 @@ static __thread struct {
     bool failed;
     const struct hvx_conf_section *sections;
     unsigned n_sections;
+    char unknown[64], unknown_in[64]; /* the name that nothing has, and its section */
 } parse;
 
 /* --- messages ------------------------------------------------------------------ */
@@ -47,8 +57,7 @@ static void list_options(cfg_t *cfg, char *buf, size_t n)
 {
     buf[0] = '\0';
     for (cfg_opt_t *o = cfg->opts; o && o->name; o++)
-        if (strcmp(o->name, "__unknown"))
-            snprintf(buf + strlen(buf), n - strlen(buf), "%s%s", *buf ? ", " : "", o->name);
+        snprintf(buf + strlen(buf), n - strlen(buf), "%s%s", *buf ? ", " : "", o->name);
 }
 
 HVX_PRINTF(2, 0)
@@ -65,6 +74,8 @@ static void on_error(cfg_t *cfg, const char *fmt, va_list ap)
     }
     list_options(cfg, known, sizeof(known));
     bool root = !strcmp(cfg->name, "root");
+    sscanf(what, "no such option '%63[^']", parse.unknown);
+    snprintf(parse.unknown_in, sizeof(parse.unknown_in), "%s", root ? "" : cfg->name);
     const char *name = strchr(what, '\''); /* of: no such option 'x' */
     hvx_fail(parse.err, -ENOENT, "%s:%d: %s%sthere is no %s %s; there are: %s", cfg->filename, cfg->line,
              root ? "" : cfg->name, root ? "" : ": ", root ? "option or plugin" : "option", name ? name : "",
@@ -90,20 +101,22 @@ static int on_value(cfg_t *cfg, cfg_opt_t *opt, const char *value, void *result)
 }
 
 /* --- reading ------------------------------------------------------------------------------ */
-static int parse_file(const struct hvx_conf *c, cfg_opt_t *opts, cfg_flag_t flags, cfg_t **out, struct hvx_error *err)
+static int parse_file(const struct hvx_conf *c, cfg_opt_t *opts, bool lenient, cfg_t **out,
+                      struct hvx_error *err)
 {
-    cfg_t *cfg = cfg_init(opts, flags);
+    cfg_t *cfg = cfg_init(opts, CFGF_NONE);
     if (!cfg)
         return hvx_fail(err, -ENOMEM, "reading %s: out of memory", c->path);
     cfg_set_error_function(cfg, on_error);
     struct hvx_error why = {.code = 0};
     parse.err = &why;
     parse.failed = false;
+    parse.unknown[0] = '\0';
     errno = 0;
     int r = cfg_parse(cfg, c->path);
     int code = errno ? -errno : -EIO;
     parse.err = NULL;
-    if (r == CFG_SUCCESS) {
+    if (r == CFG_SUCCESS || (r == CFG_PARSE_ERROR && lenient && !parse.unknown[0])) {
         *out = cfg;
         return 0;
     }
@@ -136,16 +149,73 @@ static int list_add(char **list, const char *text, size_t n)
     return list[i] ? 0 : -ENOMEM;
 }
 
+static cfg_opt_t *learned_options(const struct learned *l)
+{
+    cfg_opt_t *opts = calloc(l->n + 1, sizeof(*opts));
+    for (unsigned i = 0; opts && i < l->n; i++)
+        opts[i] = (cfg_opt_t)CFG_STR(l->options[i], NULL, CFGF_NODEFAULT);
+    if (opts)
+        opts[l->n] = (cfg_opt_t)CFG_END();
+    return opts;
+}
+
+static int learn(struct hvx_conf *c)
+{
+    if (!*parse.unknown_in) {
+        if (c->n_sections == MAX_LIST)
+            return -E2BIG;
+        snprintf(c->sections[c->n_sections++].name, sizeof(c->sections[0].name), "%s", parse.unknown);
+        return 0;
+    }
+    for (unsigned i = 0; i < c->n_sections; i++) {
+        struct learned *l = &c->sections[i];
+        if (strcmp(l->name, parse.unknown_in))
+            continue;
+        char(*grown)[64] = l->n < MAX_LIST ? realloc(l->options, (l->n + 1) * sizeof(*grown)) : NULL;
+        if (!grown)
+            return -E2BIG;
+        l->options = grown;
+        snprintf(l->options[l->n++], sizeof(*grown), "%s", parse.unknown);
+        return 0;
+    }
+    return -E2BIG;
+}
+
+/* The first round does not know the plugins, and so neither their sections nor
+ * the options in them (libconfuse's own flags for that, IGNORE_UNKNOWN and
+ * KEYSTRVAL, lose their way in sections): each time the parser meets an
+ * unknown name, learn it and start again. Whatever else is wrong will be found,
+ * and said better, in the second round. */
+static int parse_top(struct hvx_conf *c, cfg_t **out, struct hvx_error *err)
+{
+    for (;;) {
+        cfg_opt_t opts[MAX_LIST + 3] = {
+            CFG_STR_LIST("plugins", NULL, CFGF_NODEFAULT),
+            CFG_STR("plugin_dir", NULL, CFGF_NODEFAULT),
+        };
+        cfg_opt_t *subs[MAX_LIST];
+        int r = 0;
+        for (unsigned i = 0; i < c->n_sections; i++) {
+            subs[i] = learned_options(&c->sections[i]);
+            if (!subs[i])
+                r = -ENOMEM;
+            opts[i + 2] = (cfg_opt_t)CFG_SEC(c->sections[i].name, subs[i], CFGF_NODEFAULT);
+        }
+        unsigned n = c->n_sections;
+        opts[n + 2] = (cfg_opt_t)CFG_END();
+        if (r == 0)
+            r = parse_file(c, opts, true, out, err);
+        for (unsigned i = 0; i < n; i++)
+            free(subs[i]);
+        if (r == 0 || r == -ENOMEM || !parse.unknown[0] || learn(c) < 0)
+            return r;
+    }
+}
+
 static int read_top(struct hvx_conf *c, char **configured_dir, struct hvx_error *err)
 {
-    cfg_opt_t opts[] = {
-        CFG_STR_LIST("plugins", NULL, CFGF_NODEFAULT),
-        CFG_STR("plugin_dir", NULL, CFGF_NODEFAULT),
-        CFG_STR("__unknown", NULL, CFGF_NONE),
-        CFG_END(),
-    };
     cfg_t *cfg;
-    int r = parse_file(c, opts, CFGF_IGNORE_UNKNOWN, &cfg, err);
+    int r = parse_top(c, &cfg, err);
     if (r < 0)
         return r;
     if (cfg_opt_size(cfg_getopt(cfg, "plugins")) || cfg_getopt(cfg, "plugins")->flags & CFGF_MODIFIED) {
@@ -259,6 +329,8 @@ void hvx_conf_destroy(struct hvx_conf *c)
         return;
     list_free(c->plugins);
     list_free(c->dirs);
+    for (unsigned i = 0; i < c->n_sections; i++)
+        free(c->sections[i].options);
     free(c->path);
     free(c);
 }
@@ -279,8 +351,12 @@ const char *const *hvx_conf_plugin_dirs(const struct hvx_conf *c)
 }
 
 /* libconfuse's table for one section; the caller frees it. */
-static cfg_opt_t *section_options(const struct hvx_conf_section *s)
+static cfg_opt_t *section_options(const struct hvx_conf *c, const struct hvx_conf_section *s)
 {
+    /* A plugin that cannot be loaded cannot say which options it has. */
+    for (unsigned i = 0; !s->config && i < c->n_sections; i++)
+        if (!strcmp(c->sections[i].name, s->name))
+            return learned_options(&c->sections[i]);
     const struct hvx_option *table = s->config ? hvx_config_table(s->config) : NULL;
     unsigned n = 0;
     while (table && table[n].name)
@@ -305,19 +381,17 @@ int hvx_conf_sections(const struct hvx_conf *c, const struct hvx_conf_section *s
         opts[1] = (cfg_opt_t)CFG_STR("plugin_dir", NULL, CFGF_NODEFAULT);
     }
     for (unsigned i = 0; r == 0 && i < n; i++) {
-        subs[i] = section_options(&sections[i]);
+        subs[i] = section_options(c, &sections[i]);
         if (!subs[i])
             r = hvx_fail(err, -ENOMEM, "reading %s: out of memory", c->path);
-        /* A plugin that cannot be loaded cannot say which options it has. */
-        opts[i + 2] = (cfg_opt_t)CFG_SEC(sections[i].name, subs[i],
-                                         CFGF_NODEFAULT | (sections[i].config ? CFGF_NONE : CFGF_KEYSTRVAL));
+        opts[i + 2] = (cfg_opt_t)CFG_SEC(sections[i].name, subs[i], CFGF_NODEFAULT);
     }
     if (r == 0) {
         cfg_t *cfg;
         opts[n + 2] = (cfg_opt_t)CFG_END();
         parse.sections = sections;
         parse.n_sections = n;
-        r = parse_file(c, opts, CFGF_NONE, &cfg, err);
+        r = parse_file(c, opts, false, &cfg, err);
         parse.sections = NULL;
         parse.n_sections = 0;
         if (r == 0)

@@ -11,10 +11,12 @@
 #include "core/plugin/loader.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <link.h>
 #include <ltdl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* "/a/b/dev-pc.so" -> "dev-pc" */
@@ -25,6 +27,34 @@ static char *plugin_name(const char *path)
     return n > 3 && !strcmp(base + n - 3, ".so") ? strndup(base, n - 3) : NULL;
 }
 
+/* The dynamic linker maps a file that was cut short and then dies by SIGBUS:
+ * look first. Returns what is wrong, or NULL. ELF-64 Object File Format 1.5. */
+static const char *elf_problem(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return strerror(errno);
+    const char *why = NULL;
+    struct stat st;
+    ElfW(Ehdr) h;
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+        why = "not a regular file";
+    else if (pread(fd, &h, sizeof(h), 0) != sizeof(h) || memcmp(h.e_ident, ELFMAG, SELFMAG))
+        why = "not an ELF file";
+    else if (h.e_ident[EI_CLASS] != ELFCLASS64 || h.e_machine != EM_X86_64 || h.e_type != ET_DYN)
+        why = "an ELF file, but not an x86-64 shared object";
+    else if (h.e_shoff > (uint64_t)st.st_size || (uint64_t)h.e_shnum * sizeof(ElfW(Shdr)) > st.st_size - h.e_shoff)
+        why = "a shared object that was cut short";
+    for (unsigned i = 0; !why && i < h.e_phnum; i++) {
+        ElfW(Phdr) p;
+        if (pread(fd, &p, sizeof(p), (off_t)(h.e_phoff + i * sizeof(p))) != sizeof(p) ||
+            p.p_offset > (uint64_t)st.st_size || p.p_filesz > st.st_size - p.p_offset)
+            why = "a shared object that was cut short";
+    }
+    close(fd);
+    return why;
+}
+
 static int open_failure(const char *path, const char *why, struct hvx_error *err)
 {
     const char *remedy = "see 'file' and 'ldd' on it";
@@ -33,8 +63,6 @@ static int open_failure(const char *path, const char *why, struct hvx_error *err
                  "what is missing";
     else if (strstr(why, "cannot open shared object file"))
         remedy = "install the library that it needs";
-    else if (strstr(why, "file too short") || strstr(why, "invalid ELF header"))
-        remedy = "the file is damaged or no shared object: install or build it again";
     return hvx_fail(err, -ELIBACC, "plugin %s refused: expected a shared object that loads, found: %s; %s", path, why,
                     remedy);
 }
@@ -69,6 +97,10 @@ int hvx_module_open(const char *path, struct hvx_module **out, struct hvx_error 
     if (access(path, F_OK) < 0)
         return hvx_fail(err, -errno, "plugin %s refused: expected a file, found: %s; check plugin_dir in hvx.conf", path,
                         strerror(errno));
+    const char *problem = elf_problem(path);
+    if (problem)
+        return hvx_fail(err, -ENOEXEC, "plugin %s refused: expected a shared object, found: %s; the file is damaged or "
+                        "no plugin: install or build it again", path, problem);
     void *probe = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!probe) {
         const char *why = dlerror();
