@@ -169,12 +169,14 @@ static void flush_control(struct vcon *c)
                 continue;
             bool name = order[k].bit == SEND_NAME;
             uint16_t value = order[k].bit == SEND_ADD ? CON_NO_VALUE : 1;
-            if (!send_control(c, p, order[k].event, value, name ? p->name : NULL))
-                goto out; /* the driver notifies when it adds buffers */
+            while (!send_control(c, p, order[k].event, value, name ? p->name : NULL))
+                if (!vq_rearm(vq)) { /* the driver notifies when it adds buffers */
+                    vq_flush(vq);
+                    return;
+                }
             p->to_send &= ~order[k].bit;
         }
     }
-out:
     vq_flush(vq);
 }
 
