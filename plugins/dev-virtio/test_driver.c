@@ -297,7 +297,7 @@ static bool wants_kick(struct drv *d, struct drvq *q)
         return vring_need_event(off, pos, pos - (new - old));
     }
     if (d->event_idx)
-        return vring_need_event(*(uint16_t *)&q->used->ring[q->size], new, old);
+        return vring_need_event(*(uint16_t *)(void *)((char *)q->used + 4 + 8 * q->size), new, old);
     return !(q->used->flags & VRING_USED_F_NO_NOTIFY);
 }
 

@@ -277,6 +277,13 @@ void vq_flush(struct virtqueue *vq)
         virtio_interrupt_queue(vq);
 }
 
+/* avail_event follows the used ring (2.7.7.1). */
+static uint16_t *avail_event(struct virtqueue *vq)
+{
+    return (uint16_t *)(void *)((char *)vq->used + offsetof(struct vring_used, ring) +
+                                vq->size * sizeof(struct vring_used_elem));
+}
+
 void vq_disarm(struct virtqueue *vq)
 {
     if (!vq->enabled || vq->dev->broken)
@@ -295,8 +302,7 @@ bool vq_rearm(struct virtqueue *vq)
     if (vq->packed)
         return vq_packed_rearm(vq);
     if (vq->event_idx) {
-        /* avail_event follows the used ring (2.7.7.1). */
-        __atomic_store_n((uint16_t *)(void *)&vq->used->ring[vq->size], vq->last_avail, __ATOMIC_RELAXED);
+        __atomic_store_n(avail_event(vq), vq->last_avail, __ATOMIC_RELAXED);
     } else {
         __atomic_store_n(&vq->used->flags, 0, __ATOMIC_RELAXED);
     }
@@ -325,7 +331,7 @@ void vq_arm_next(struct virtqueue *vq)
      * moves it without adding buffers can use up the tries, to its own loss. */
     for (unsigned i = 0; i < VQ_ARM_TRIES; i++) {
         uint16_t idx = __atomic_load_n(&vq->avail->idx, __ATOMIC_RELAXED);
-        __atomic_store_n((uint16_t *)(void *)&vq->used->ring[vq->size], idx, __ATOMIC_RELAXED);
+        __atomic_store_n(avail_event(vq), idx, __ATOMIC_RELAXED);
         __atomic_thread_fence(__ATOMIC_SEQ_CST); /* as in vq_rearm() */
         if (__atomic_load_n(&vq->avail->idx, __ATOMIC_RELAXED) == idx)
             return;
