@@ -137,6 +137,7 @@ tk_tss:
     .long 0, trap_stack_top, 0x10
     .skip 104 - 12 - 2
     .word 104                   /* no I/O bitmap */
+    .globl saved_esp
 saved_esp:
     .long 0
     .globl tk_multiboot_magic, tk_multiboot_info
@@ -150,5 +151,6 @@ tk_multiboot_info:
     .skip 16384
 stack_top:
     .skip 16384
+    .globl trap_stack_top
 trap_stack_top:
     .section .note.GNU-stack,"",@progbits

@@ -158,6 +158,17 @@ void tk_skip(const char *name, const char *why)
     put('\n');
 }
 
+bool tk_tcg(void)
+{
+    uint32_t r[4];
+
+    cpuid(1, 0, r);
+    if (!(r[2] & 1u << 31))
+        return false;
+    cpuid(0x40000000, 0, r);
+    return r[1] == 0x54474354 && r[2] == 0x43544743; /* TCGTCGTCGTCG */
+}
+
 void tk_exit(void)
 {
     put_string("1..");
@@ -229,20 +240,22 @@ void tk_trap(struct tk_frame *f)
     tk_exit();
 }
 
+struct idtr {
+    uint16_t limit;
+    tk_word base;
+} __attribute__((packed));
+extern const struct idtr tk_idtr; /* start64.S loads it on other CPUs */
+const struct idtr tk_idtr = {sizeof(idt) - 1, (tk_word)idt};
+
 void tk_init(void); /* called from the start code */
 
 void tk_init(void)
 {
-    struct {
-        uint16_t limit;
-        tk_word base;
-    } __attribute__((packed)) idtr = {sizeof(idt) - 1, (tk_word)idt};
-
     outb(COM1 + 1, 0);
     outb(COM1 + 3, 3);
     for (int i = 0; i < 256; i++)
         tk_gate(i, (void (*)(void))(tk_stubs + 16 * i), TK_CODE, i == 3 || i == 4 || i == 0x80 ? 0xee : 0x8e, 0);
-    __asm__ volatile("lidt %0" : : "m"(idtr));
+    __asm__ volatile("lidt %0" : : "m"(tk_idtr));
     tk_got.vector = -1;
     /* Everything masked until a test asks for it. */
     outb(0x21, 0xff);
