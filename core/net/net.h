@@ -19,6 +19,11 @@ struct hvx_net;
 HVX_WUR int hvx_net_open(struct hvx_loop *loop, const char *spec, unsigned index, struct hvx_net **out,
                          struct hvx_error *err);
 void hvx_net_close(struct hvx_net *n);
+/* A locally administered address that stays the same for a VM's name and the
+ * NIC's number. hvx_net_open() uses an empty name; hvx_net_name_vm(), called
+ * before a NIC attaches, uses the VM's, unless mac= was given. */
+void hvx_net_default_mac(const char *vm_name, unsigned index, uint8_t mac[6]);
+void hvx_net_name_vm(struct hvx_net *n, const char *vm_name, unsigned index);
 /* The port's guest side; implements nic_* of hvx/host.h. */
 HVX_WUR int hvx_nic_attach(struct hvx_net *n, const struct hvx_nic_ops *ops, void *opaque, struct hvx_nic **out,
                            struct hvx_error *err);
