@@ -20,7 +20,7 @@
  * nor IBRS on entry. It is no statement about isolation between processes
  * inside one guest, which is as good as the host's between threads.
  */
-#include "cpuid.h"
+#include "cpu_model.h"
 #include "apic.h"
 #include <cpuid.h>
 #include <stdlib.h>

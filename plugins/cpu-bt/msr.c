@@ -5,7 +5,7 @@
  * every system that probes is prepared.
  */
 #include "apic.h"
-#include "cpuid.h"
+#include "cpu_model.h"
 #include "sys.h"
 
 /* ARCH_CAPABILITIES. Why all this "not affected" is the truth that matters to a

@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plugins/cpu-bt/bt.h - the engine's own types, shared by all its files.
+ *
+ * How the engine runs a guest
+ *   A vCPU thread alternates between the dispatcher (run.c) and translated
+ *   code in its private code cache. Guest instructions become mostly the same
+ *   host instructions (translate.c, emit.h): the guest's general registers
+ *   live in the same host registers but for four -
+ *       guest RSP            host R13
+ *       guest R13, R14, R15  memory, c->gpr[]
+ *       host R14, R15        scratch, host RSP the native stack -
+ *   and a memory operand goes through an inline look-up in a software TLB.
+ *   Everything a block addresses lies in the low 2 GiB next to its code, so
+ *   no register is spent on a base: state is reached RIP-relative or absolute.
+ *
+ *   Guest arithmetic flags stay in host RFLAGS, or, where a look-up had to
+ *   clobber them while they were live, in c->flags_slot (AX after
+ *   LAHF; SETO AL). IF, DF and the other flags live in c->iflag, c->dflag and
+ *   c->sysflags.
+ *
+ *   Instructions that are not worth re-encoding are "C ops" (op.h): the block
+ *   spills the guest's registers to c->gpr[] and calls a C function. Such a
+ *   function sees a complete vCPU in *c and may raise a guest exception with
+ *   bt_raise*(), which does not return: the native stack is cut back to the
+ *   dispatcher, which delivers the exception.
+ *
+ * Live vector state
+ *   Guest x87/SSE/AVX registers stay in the host's while these C functions
+ *   run. So every file of the engine that translated code calls into is built
+ *   with -mgeneral-regs-only and calls no libc function; before it calls
+ *   anything else (core, libc, the translator) it must call bt_fp_save(c).
+ *   Files so built: *.c except those that say otherwise at the top.
+ *
+ * Threads
+ *   A struct bt_vcpu belongs to its vCPU thread. Other threads touch only the
+ *   fields marked "any thread", with atomics, and then bt_kick() it.
+ */
+#ifndef BT_H
+#define BT_H
+
+#include <hvx/cpu.h>
+#include <hvx/host.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+
+struct bt_vm;
+struct bt_vcpu;
+struct bt_cache; /* code cache and block tables of one vCPU: cache.h */
+struct bt_op;    /* one decoded C op: op.h */
+
+/* --- registers ------------------------------------------------------------ */
+enum { BT_RAX, BT_RCX, BT_RDX, BT_RBX, BT_RSP, BT_RBP, BT_RSI, BT_RDI, BT_R8, BT_R13 = 13, BT_R14, BT_R15 };
+enum { BT_ES, BT_CS, BT_SS, BT_DS, BT_FS, BT_GS, BT_NSEG };
+
+#define BT_CF 0x0001u
+#define BT_PF 0x0004u
+#define BT_AF 0x0010u
+#define BT_ZF 0x0040u
+#define BT_SF 0x0080u
+#define BT_TF 0x0100u
+#define BT_IF 0x0200u
+#define BT_DF 0x0400u
+#define BT_OF 0x0800u
+#define BT_IOPL 0x3000u
+#define BT_NT 0x4000u
+#define BT_RF 0x10000u
+#define BT_VM 0x20000u
+#define BT_AC 0x40000u
+#define BT_VIF 0x80000u
+#define BT_VIP 0x100000u
+#define BT_ID 0x200000u
+#define BT_ARITH (BT_CF | BT_PF | BT_AF | BT_ZF | BT_SF | BT_OF)
+
+#define BT_CR0_PE 1u
+#define BT_CR0_MP 2u
+#define BT_CR0_EM 4u
+#define BT_CR0_TS 8u
+#define BT_CR0_NE 0x20u
+#define BT_CR0_WP 0x10000u
+#define BT_CR0_AM 0x40000u
+#define BT_CR0_PG 0x80000000u
+#define BT_CR4_VME 1u
+#define BT_CR4_PVI 2u
+#define BT_CR4_TSD 4u
+#define BT_CR4_DE 8u
+#define BT_CR4_PSE 0x10u
+#define BT_CR4_PAE 0x20u
+#define BT_CR4_MCE 0x40u
+#define BT_CR4_PGE 0x80u
+#define BT_CR4_PCE 0x100u
+#define BT_CR4_OSFXSR 0x200u
+#define BT_CR4_OSXMMEXCPT 0x400u
+#define BT_CR4_UMIP 0x800u
+#define BT_CR4_LA57 0x1000u
+#define BT_CR4_FSGSBASE 0x10000u
+#define BT_CR4_PCIDE 0x20000u
+#define BT_CR4_OSXSAVE 0x40000u
+#define BT_CR4_SMEP 0x100000u
+#define BT_CR4_SMAP 0x200000u
+#define BT_EFER_SCE 1u
+#define BT_EFER_LME 0x100u
+#define BT_EFER_LMA 0x400u
+#define BT_EFER_NXE 0x800u
+
+enum {
+    BT_EX_DE = 0, BT_EX_DB, BT_EX_NMI, BT_EX_BP, BT_EX_OF, BT_EX_BR, BT_EX_UD, BT_EX_NM, BT_EX_DF,
+    BT_EX_TS = 10, BT_EX_NP, BT_EX_SS, BT_EX_GP, BT_EX_PF, BT_EX_MF = 16, BT_EX_AC, BT_EX_MC, BT_EX_XM,
+};
+
+/* c->mode: all that a translation depends on besides the bytes. */
+#define BT_MODE_CPL 0x3u
+#define BT_MODE_CODE16 0x0u
+#define BT_MODE_CODE32 0x4u
+#define BT_MODE_CODE64 0x8u
+#define BT_MODE_CODE 0xcu
+#define BT_MODE_SS32 0x10u    /* SS.B; not set in 64-bit code */
+#define BT_MODE_FLAT 0x20u    /* 16/32-bit code: CS ES SS DS have base 0 and limit 4 GiB, DS ES SS writable */
+#define BT_MODE_PE 0x40u
+#define BT_MODE_VM86 0x80u
+#define BT_MODE_TF 0x100u     /* single step: one instruction per block */
+#define BT_MODE_NOFPU 0x200u  /* CR0.EM or CR0.TS: x87 raises #NM */
+#define BT_MODE_NOSSE 0x400u  /* CR4.OSFXSR clear: SSE raises #UD */
+#define BT_MODE_NOAVX 0x800u  /* CR4.OSXSAVE or XCR0 forbid AVX: #UD */
+#define BT_MODE_NOAVX512 0x1000u
+#define BT_MODE_EM 0x2000u    /* CR0.EM: SSE raises #UD, not #NM */
+#define BT_MODE_CAREFUL 0x4000u /* one instruction, memory only through C, bounce buffer committed after it */
+#define BT_MODE_SINGLE 0x8000u  /* one instruction */
+#define BT_MODE_FSGSBASE 0x10000u
+#define BT_MODE_CS0 0x20000u  /* CS base is 0 */
+#define BT_MODE_MPTS 0x40000u /* CR0.MP and CR0.TS: WAIT raises #NM */
+
+/* --- the software TLB: one table for supervisor, one for user accesses ------ */
+#define BT_TLB_BITS 10
+#define BT_TLB_SIZE (1u << BT_TLB_BITS)
+struct bt_tlb_entry {
+    uint64_t tag_r; /* gva of the page when it can be read, else never matches */
+    uint64_t tag_w; /* likewise for stores: writable, dirty set, no translated code */
+    uint64_t host;  /* hva of the page */
+    uint64_t pa;    /* gpa of the page | BT_TLB_* */
+};
+#define BT_TLB_GLOBAL 1u
+#define BT_TLB_LARGE 2u
+
+#define BT_JC_SIZE 65536u /* jump caches are indexed by the low 16 bits of the target */
+
+/* --- a vCPU ------------------------------------------------------------------ */
+struct bt_vcpu {
+    /* Addressed by translated code; keep this part together (cache lines). */
+    uint64_t gpr[16]; /* complete outside translated code; inside only r13..r15 are current */
+    uint64_t rip;     /* EIP/RIP; the linear address is rip + seg[CS].base in 16/32-bit code */
+    uint32_t flags_slot; /* AX after LAHF; SETO AL: low byte OF, high byte SF ZF AF PF CF */
+    uint8_t iflag;    /* IF, 0 or 1 */
+    uint8_t dflag;    /* DF, 0 or 1 */
+    uint8_t in_code;  /* 1 while translated code or its direct glue runs (signal handler's hint) */
+    uint8_t fp_live;  /* guest vector state is in the host's registers */
+    uint32_t sysflags; /* TF IOPL NT RF VM AC VIF VIP ID at their places; bit 1 always set */
+    uint32_t mode;    /* BT_MODE_*, see bt_mode_update() */
+    uint64_t seg_base[6]; /* copies for translated code, by BT_ES.. ; kept by bt_seg_update() */
+    uint32_t seg_rlimit[6], seg_wlimit[6]; /* last valid offset for reads / writes; 0 with base_ok clear -> always slow */
+    uint64_t op_ea;   /* effective address (offset inside its segment) of the current C op's memory operand */
+    _Atomic uint32_t pending; /* BT_PEND_*; any thread sets bits */
+    uint32_t cur_exit; /* why translated code came back: BT_X_* */
+    uint64_t exit_arg;
+    uint64_t host_rsp; /* native stack of the dispatcher, for bt_unwind */
+    uint64_t saved_rsp;
+    uint64_t tmp[4];
+    uint64_t stk_tag[2]; /* one-entry TLB for the stack, [0] supervisor [1] user: as tag_w */
+    uint64_t stk_host[2];
+    uint64_t stk_rtag[2]; /* as tag_r */
+
+    /* Architectural state, C code only. attr as in struct hvx_segment
+     * (descriptor bits 40..55, bit 8 = unusable/null). */
+    struct hvx_segment seg[6], ldtr, tr;
+    uint64_t gdt_base, idt_base;
+    uint32_t gdt_limit, idt_limit;
+    uint64_t cr0, cr2, cr3, cr4, efer, xcr0, xss;
+    uint64_t dr[8];
+    uint64_t star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux, pat, misc_enable;
+    uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
+    uint64_t tsc_offset; /* guest TSC = host TSC + offset */
+    uint64_t mtrr[32];   /* fixed and variable MTRRs as written: index is msr.c's */
+    uint64_t mtrr_def;
+    uint64_t mcg_status, spec_ctrl;
+    uint8_t cpl;
+    uint8_t nmi_masked, nmi_held;
+    uint8_t halted;     /* in HLT */
+    uint8_t wait_sipi;
+    uint8_t shadow;     /* interrupts held off for one instruction (STI, MOV SS) - dispatcher only */
+    uint8_t force_careful, force_single; /* next block: one instruction */
+    uint8_t debug_step;
+    uint8_t irq_wait;   /* an interrupt waits for IF: whoever sets IF sets BT_PEND_IRQ */
+    uint64_t pdpte[4];  /* PAE paging without long mode */
+    uint64_t cr4_valid;   /* CR4 bits the CPU model has; 0: not computed yet (op_cr.c) */
+    uint64_t phys_mask;   /* address bits the CPU model has; 0: not computed yet */
+    struct { uint16_t off, size; uint32_t align; } xcomp[10]; /* XSAVE components, standard offsets; filled on first use (op_fpu.c) */
+
+    /* exception being raised (bt_raise) and exception being delivered */
+    struct { uint8_t vector, has_error, valid, is_int; uint32_t error; } exc;
+    int16_t delivering; /* vector being delivered, -1 none: for double faults */
+    struct { uint8_t valid, has_error, vector; uint32_t error; } inject; /* from vcpu_set */
+
+    /* bounce buffer for accesses that cannot be done in place */
+    struct {
+        uint64_t lin;
+        uint32_t size;
+        uint8_t active; /* commit after the instruction */
+        uint8_t pad[3];
+        __attribute__((aligned(64))) uint8_t buf[4096 + 64];
+    } bounce;
+
+    unsigned index;
+    uint32_t apic_id;
+    struct bt_vm *vm;
+    const struct hvx_host *host;
+    struct bt_cache *cache;
+    struct trans *trans; /* translator, trans.h */
+    struct bt_apic *apic; /* apic.c */
+    struct bt_tlb_entry *tlb[2];  /* [0] supervisor, [1] user */
+    uint32_t *jc[2];              /* jump caches, likewise */
+    uint32_t jc_mode;             /* mode the user jump cache was filled under */
+    uint8_t *region;              /* the low-2-GiB block that holds this struct, TLBs, caches, code */
+    size_t region_size;
+    pthread_t thread;
+    int tid;
+    _Atomic uint32_t quiescent;   /* 1: holds no guest translation, need not be waited for */
+    timer_t timer;                /* APIC timer -> kick signal on this thread */
+    uint32_t has_timer;
+
+    /* statistics, written by the owner */
+    struct {
+        uint64_t blocks, retranslations, chains, dispatches, c_ops, tlb_miss[2], tlb_flush, tlb_flush_global, invlpg;
+        uint64_t slow_accesses, bounces, careful, mmio, pio, smc_invalidations, cache_flushes, exceptions, page_faults, interrupts;
+        uint64_t kicks, unchains, halts, jc_miss, code_bytes, syscalls, cr3_loads, insns_translated, translate_ns, sync_requests;
+    } st;
+
+    __attribute__((aligned(64))) uint8_t xsave[HVX_XSAVE_MAX]; /* guest x87/SSE/AVX state while !fp_live */
+};
+
+/* c->pending: what the dispatcher must look at before it enters a block. */
+#define BT_PEND_KICK 1u   /* leave vcpu_run */
+#define BT_PEND_IRQ 2u    /* local APIC or PIC may have an interrupt */
+#define BT_PEND_NMI 4u
+#define BT_PEND_SYNC 8u   /* requests from other vCPUs: sync.c */
+#define BT_PEND_TIMER 16u /* APIC timer expired */
+#define BT_PEND_INIT 32u
+#define BT_PEND_SIPI 64u
+#define BT_PEND_FLUSH 128u /* drop all translations and TLBs */
+
+/* --- the VM -------------------------------------------------------------------- */
+struct bt_page_chunk; /* 1 GiB of guest-physical pages: phys.c */
+struct bt_vm {
+    struct hvx_vm *hvm;
+    const struct hvx_host *host;
+    unsigned n_vcpus;
+    struct bt_vcpu *vcpu[HVX_MAX_VCPUS];
+    struct bt_page_chunk *_Atomic chunk[1024]; /* gpa >> 30 */
+    struct hvx_mem_slot slots[64];
+    unsigned n_slots;
+    struct bt_irqchip *irqchip; /* PICs and I/O APIC: pic.c, ioapic.c */
+    struct bt_cpuid *cpuid;     /* the CPU model: cpuid.c */
+    uint64_t tsc_hz;
+    pthread_mutex_t lock;       /* slots, sync */
+    uint64_t host_xcr0;         /* features saved by bt_fp_save: x87 SSE AVX AVX-512 */
+    struct bt_syncq *syncq;     /* sync.c */
+    bool have_bmi2;
+};
+
+/* --- rflags ----------------------------------------------------------------------
+ * Valid while C code runs (flags are in the slot). */
+static inline uint32_t bt_slot_to_flags(uint32_t slot) { return ((slot >> 8) & 0xd5u) | ((slot & 1u) << 11); }
+static inline uint32_t bt_flags_to_slot(uint32_t f) { return ((f & 0xd5u) << 8) | 0x200u | ((f >> 11) & 1u); }
+static inline uint32_t bt_rflags(const struct bt_vcpu *c)
+{
+    return bt_slot_to_flags(c->flags_slot) | c->sysflags | ((uint32_t)c->iflag << 9) | ((uint32_t)c->dflag << 10) | 2u;
+}
+/* Sets every flag; the caller has applied its masks. Call bt_mode_update()
+ * when TF or VM may have changed. */
+static inline void bt_set_rflags(struct bt_vcpu *c, uint32_t f)
+{
+    c->flags_slot = bt_flags_to_slot(f);
+    c->iflag = (f >> 9) & 1;
+    c->dflag = (f >> 10) & 1;
+    c->sysflags = (f & (BT_TF | BT_IOPL | BT_NT | BT_RF | BT_VM | BT_AC | BT_VIF | BT_VIP | BT_ID)) | 2u;
+}
+static inline bool bt_long_mode(const struct bt_vcpu *c) { return (c->efer & BT_EFER_LMA) != 0; }
+static inline bool bt_code64(const struct bt_vcpu *c) { return (c->mode & BT_MODE_CODE) == BT_MODE_CODE64; }
+static inline bool bt_pe(const struct bt_vcpu *c) { return (c->cr0 & BT_CR0_PE) != 0; }
+static inline bool bt_vm86(const struct bt_vcpu *c) { return (c->sysflags & BT_VM) != 0; }
+static inline unsigned bt_iopl(const struct bt_vcpu *c) { return (c->sysflags >> 12) & 3; }
+
+/* --- exceptions: never return (run.c) ------------------------------------------------
+ * c->rip must be the faulting instruction's (traps: the next one's). In a C op
+ * it is set up already; helpers of translated code recover it from the return
+ * address. */
+_Noreturn void bt_raise(struct bt_vcpu *c, unsigned vector);
+_Noreturn void bt_raise_err(struct bt_vcpu *c, unsigned vector, uint32_t error);
+_Noreturn void bt_raise_pf(struct bt_vcpu *c, uint64_t lin, uint32_t error); /* sets CR2 */
+/* Go back to the dispatcher as if the instruction had not started. */
+_Noreturn void bt_restart(struct bt_vcpu *c);
+/* The engine itself cannot go on. */
+_Noreturn void bt_fatal(struct bt_vcpu *c, const char *why);
+_Noreturn void bt_shutdown(struct bt_vcpu *c); /* triple fault */
+
+/* --- guest memory by linear address (mmu.c): raise #PF, go to MMIO, handle page
+ * crossing and translated code. acc: */
+#define BT_ACC_WRITE 1u
+#define BT_ACC_USER 2u   /* as CPL 3; otherwise supervisor (implicit descriptor-table and stack accesses) */
+#define BT_ACC_FETCH 4u
+uint64_t bt_read(struct bt_vcpu *c, uint64_t lin, unsigned size, unsigned acc); /* size 1 2 4 8 */
+void bt_write(struct bt_vcpu *c, uint64_t lin, unsigned size, uint64_t v, unsigned acc);
+void bt_read_bytes(struct bt_vcpu *c, uint64_t lin, void *buf, size_t n, unsigned acc);
+void bt_write_bytes(struct bt_vcpu *c, uint64_t lin, const void *buf, size_t n, unsigned acc);
+/* Raise #PF now if any byte could not be accessed; later accesses then succeed. */
+void bt_probe(struct bt_vcpu *c, uint64_t lin, size_t n, unsigned acc);
+/* hva for n bytes at lin inside one page if it is plain RAM, else NULL (use
+ * bt_read/bt_write). May raise #PF. With WRITE, code on the page has been
+ * invalidated for these bytes. */
+void *bt_host_ptr(struct bt_vcpu *c, uint64_t lin, size_t n, unsigned acc);
+static inline unsigned bt_acc(const struct bt_vcpu *c) { return c->cpl == 3 ? BT_ACC_USER : 0; }
+/* Segmented address to linear: checks presence, type, limit, canonical form for
+ * n bytes; raises #GP/#SS. */
+uint64_t bt_seg_lin(struct bt_vcpu *c, unsigned seg, uint64_t off, size_t n, bool write);
+
+void bt_tlb_flush_all(struct bt_vcpu *c);       /* global entries too */
+void bt_tlb_flush_nonglobal(struct bt_vcpu *c); /* CR3 load */
+void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin);
+
+/* --- after changes of state ------------------------------------------------------------ */
+void bt_seg_update(struct bt_vcpu *c, unsigned seg); /* after c->seg[seg] changed: copies for translated code */
+void bt_mode_update(struct bt_vcpu *c);              /* after CS, SS, CPL, CR0, CR4, EFER, XCR0, TF, VM changed */
+
+/* --- host calls -------------------------------------------------------------------------- */
+void bt_fp_save(struct bt_vcpu *c); /* guest vector state to c->xsave; C code may then use any register and libc */
+void bt_kick(struct bt_vcpu *c, uint32_t pend); /* any thread: set bits, get the vCPU to its dispatcher */
+
+/* --- op.c and friends: see op.h ------------------------------------------------------------- */
+/* Deliver vector through the IVT/IDT; soft: INT n, INT3, INTO (c->rip already
+ * the next instruction). May raise again (double fault logic in run.c). */
+void bt_deliver(struct bt_vcpu *c, unsigned vector, bool soft, bool has_error, uint32_t error);
+
+/* --- irqchip (apic.c ioapic.c pic.c) ------------------------------------------------------------ */
+int bt_irqchip_create(struct bt_vm *vm);
+void bt_irqchip_destroy(struct bt_vm *vm);
+void bt_irqchip_reset(struct bt_vm *vm);
+int bt_irqchip_state(struct bt_vm *vm, struct hvx_stream *s);
+void bt_irq_line(struct bt_vm *vm, unsigned gsi, bool level); /* any thread */
+void bt_msi(struct bt_vm *vm, uint64_t addr, uint32_t data);  /* any thread */
+int bt_apic_create(struct bt_vcpu *c);
+void bt_apic_destroy(struct bt_vcpu *c);
+void bt_apic_reset(struct bt_vcpu *c, bool init); /* init: INIT IPI, keeps apic_base and id */
+/* Owner thread. Is an interrupt ready (IF not considered)? -1 or its vector, not yet acknowledged. */
+int bt_irq_ready(struct bt_vcpu *c);
+int bt_irq_ack(struct bt_vcpu *c); /* take it: vector (PIC spurious handled), -1 if gone */
+void bt_apic_timer_expired(struct bt_vcpu *c); /* BT_PEND_TIMER handled */
+/* Ports 0x20/0x21/0xa0/0xa1/0x4d0/0x4d1: true when it was ours. */
+bool bt_irqchip_pio(struct bt_vcpu *c, uint16_t port, unsigned size, bool write, uint32_t *value);
+/* MMIO of the local APIC page and the I/O APIC: true when it was ours. Cheap no otherwise. */
+bool bt_irqchip_mmio(struct bt_vcpu *c, uint64_t gpa, unsigned size, bool write, uint64_t *value);
+/* x2APIC MSRs 0x800-0x83f, IA32_APIC_BASE (0x1b), TSC_DEADLINE (0x6e0): false -> #GP. */
+bool bt_apic_msr(struct bt_vcpu *c, uint32_t index, bool write, uint64_t *value);
+uint64_t bt_apic_get_tpr(struct bt_vcpu *c); /* CR8 */
+void bt_apic_set_tpr(struct bt_vcpu *c, uint64_t cr8);
+void bt_apic_get(struct bt_vcpu *c, struct hvx_vcpu_regs *r); /* apic page, base, deadline */
+void bt_apic_set(struct bt_vcpu *c, const struct hvx_vcpu_regs *r);
+
+/* --- cpuid.c, msr.c ------------------------------------------------------------------------------------ */
+int bt_cpuid_create(struct bt_vm *vm, const char *model, struct hvx_error *err); /* "host" */
+void bt_cpuid_destroy(struct bt_vm *vm);
+void bt_cpuid(struct bt_vcpu *c, uint32_t leaf, uint32_t sub, uint32_t out[4]); /* eax ebx ecx edx; allocation-free, no syscalls, no host CPUID */
+bool bt_cpuid_has_x2apic(const struct bt_vm *vm);
+bool bt_rdmsr(struct bt_vcpu *c, uint32_t index, uint64_t *value); /* false -> #GP */
+bool bt_wrmsr(struct bt_vcpu *c, uint32_t index, uint64_t value);
+void bt_msr_reset(struct bt_vcpu *c);
+static inline uint64_t bt_host_tsc(void)
+{
+    uint32_t lo, hi;
+    __asm__ volatile("rdtsc" : "=a"(lo), "=d"(hi));
+    return (uint64_t)hi << 32 | lo;
+}
+static inline uint64_t bt_guest_tsc(const struct bt_vcpu *c) { return bt_host_tsc() + c->tsc_offset; }
+
+#endif

@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plugins/cpu-bt/cache.c - blocks, chains, jump caches: see cache.h.
+ */
+#include "cache.h"
+#include "emit.h"
+#include "phys.h"
+
+static inline uint32_t block_hash(uint64_t pa, uint64_t rip, uint32_t mode)
+{
+    uint64_t h = (pa ^ (rip << 7) ^ ((uint64_t)mode << 40)) * 0x9e3779b97f4a7c15ull;
+    return (uint32_t)(h >> (64 - BT_HASH_BITS));
+}
+static inline uint32_t page_hash(uint64_t pa) { return (uint32_t)(pa >> 12) * 0x9e3779b1u >> 20; }
+
+struct bt_block *bt_block_find(struct bt_vcpu *c, uint64_t pa, uint64_t rip, uint32_t mode, uint64_t cs_base)
+{
+    struct bt_cache *k = c->cache;
+    for (uint32_t i = k->hash[block_hash(pa, rip, mode)]; i; i = k->blocks[i].hash_next) {
+        struct bt_block *b = &k->blocks[i];
+        if (b->pa == pa && b->rip == rip && b->mode == mode && b->cs_base == cs_base)
+            return b;
+    }
+    return NULL;
+}
+
+struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create)
+{
+    struct bt_cache *k = c->cache;
+    pa &= ~0xfffull;
+    uint32_t *head = &k->page_hash[page_hash(pa)];
+    for (uint32_t i = *head; i; i = k->pages[i].next)
+        if (k->pages[i].pa == pa)
+            return &k->pages[i];
+    if (!create || k->n_pages == k->max_pages)
+        return NULL;
+    struct bt_codepage *p = &k->pages[k->n_pages];
+    p->pa = pa;
+    p->blocks = 0;
+    for (unsigned i = 0; i < 64; i++)
+        atomic_store_explicit(&p->bytes[i], 0, memory_order_relaxed);
+    p->next = *head;
+    atomic_thread_fence(memory_order_release);
+    *head = k->n_pages++;
+    return p;
+}
+
+/* From now on stores to the page take the slow path, on every vCPU. */
+static void page_mark(struct bt_vcpu *c, uint64_t pa)
+{
+    struct bt_page_chunk *ch = bt_chunk(c->vm, pa);
+    if (!ch)
+        return;
+    unsigned i = bt_chunk_page(pa);
+    uint64_t bit = 1ull << c->index;
+    if (atomic_load(&ch->code[i]) & bit)
+        return;
+    atomic_fetch_or(&ch->code[i], bit);
+    if (atomic_exchange(&ch->written[i], 0)) {
+        bt_tlb_drop_write(c, pa);
+        bt_sync_request(c->vm, c, c->vm->n_vcpus == 64 ? ~0ull : (1ull << c->vm->n_vcpus) - 1, BT_SYNC_DROP_WRITE,
+                        pa & ~0xfffull, 0, true);
+    }
+}
+
+/* Called before the bytes are read, so that no store slips between. */
+void bt_codepage_mark(struct bt_vcpu *c, uint64_t pa, unsigned len)
+{
+    struct bt_codepage *p = bt_codepage_get(c, pa, true);
+    if (!p)
+        return;
+    unsigned first = (unsigned)(pa & 0xfff), last = first + len - 1;
+    for (unsigned i = first; i <= last; i++)
+        atomic_fetch_or_explicit(&p->bytes[i >> 6], 1ull << (i & 63), memory_order_relaxed);
+    page_mark(c, pa);
+}
+
+static void page_link(struct bt_vcpu *c, struct bt_block *b, unsigned which, uint64_t pa)
+{
+    struct bt_codepage *p = bt_codepage_get(c, pa, true);
+    if (!p)
+        return;
+    b->page_next[which] = p->blocks;
+    p->blocks = bt_block_index(c, b) << 1 | which;
+}
+
+void bt_block_insert(struct bt_vcpu *c, struct bt_block *b)
+{
+    struct bt_cache *k = c->cache;
+    uint32_t *h = &k->hash[block_hash(b->pa, b->rip, b->mode)];
+    b->hash_next = *h;
+    *h = bt_block_index(c, b);
+    page_link(c, b, 0, b->pa);
+    if (b->pa2)
+        page_link(c, b, 1, b->pa2);
+}
+
+static void exit_patch(struct bt_exit *x, uint32_t target) { e_patch32((uint8_t *)(uintptr_t)x->site, target); }
+
+static void exit_patch_indirect(struct bt_exit *x, bool to_stub)
+{
+    uint8_t *p = (uint8_t *)(uintptr_t)x->site;
+    if (to_stub) {
+        p[0] = 0xe9;
+        e_patch32(p + 1, x->stub);
+    } else {
+        p[0] = 0x41; /* jmp r15 */
+        p[1] = 0xff;
+        p[2] = 0xe7;
+    }
+}
+
+static void exit_unchain(struct bt_vcpu *c, uint32_t i)
+{
+    struct bt_cache *k = c->cache;
+    struct bt_exit *x = &k->exits[i];
+    if (!x->to)
+        return;
+    uint32_t *pp = &k->blocks[x->to].in_head;
+    while (*pp && *pp != i)
+        pp = &k->exits[*pp].in_next;
+    if (*pp)
+        *pp = x->in_next;
+    x->to = 0;
+    exit_patch(x, x->stub);
+}
+
+void bt_chain(struct bt_vcpu *c, uint32_t i, struct bt_block *to)
+{
+    struct bt_cache *k = c->cache;
+    struct bt_exit *x = &k->exits[i];
+    struct bt_block *from = &k->blocks[x->from];
+    if (from->dead || to->dead || x->to)
+        return;
+    bool cross = ((x->target + from->cs_base) ^ (from->rip + from->cs_base)) >> 12 || to->pa2;
+    if (cross) {
+        if ((from->mode & BT_MODE_CPL) == 3 || k->n_xpage == BT_XPAGE_MAX)
+            return;
+        uint64_t lin = x->target + to->cs_base;
+        for (unsigned n = 0; n < (to->pa2 ? 2u : 1u); n++) {
+            uint64_t vp = (lin >> 12) + n, pa = (n ? to->pa2 : to->pa) & ~0xfffull;
+            uint32_t h = (uint32_t)(vp * 0x9e3779b1u) & 8191, tries = 0;
+            while (k->kpage_hash[h] && k->kpage[k->kpage_hash[h]].vpage != vp && ++tries < 64)
+                h = (h + 1) & 8191;
+            if (tries == 64 || (!k->kpage_hash[h] && k->n_kpage >= 4096))
+                return;
+            if (!k->kpage_hash[h]) {
+                k->kpage_hash[h] = k->n_kpage;
+                k->kpage[k->n_kpage].vpage = vp;
+                k->kpage[k->n_kpage++].pa = pa;
+            } else if (k->kpage[k->kpage_hash[h]].pa != pa) {
+                return; /* an old mapping is still chained; flushes will drop it */
+            }
+        }
+        k->xpage[k->n_xpage++] = i;
+    }
+    x->to = bt_block_index(c, to);
+    x->in_next = to->in_head;
+    to->in_head = i;
+    exit_patch(x, x->flags_in_slot ? to->a : to->b);
+    c->st.chains++;
+}
+
+void bt_xpage_unchain(struct bt_vcpu *c)
+{
+    struct bt_cache *k = c->cache;
+    for (uint32_t i = 0; i < k->n_xpage; i++)
+        exit_unchain(c, k->xpage[i]);
+    k->n_xpage = 0;
+    k->n_kpage = 1;
+    for (unsigned i = 0; i < 8192; i++)
+        k->kpage_hash[i] = 0;
+    bt_jc_flush(c, 0);
+}
+
+void bt_kpages_check(struct bt_vcpu *c)
+{
+    struct bt_cache *k = c->cache;
+    for (uint32_t i = 1; i < k->n_kpage; i++) {
+        uint64_t pa;
+        if (!bt_peek_code(c, k->kpage[i].vpage << 12, &pa) || pa != k->kpage[i].pa) {
+            bt_xpage_unchain(c);
+            return;
+        }
+    }
+}
+
+/* --- jump caches ------------------------------------------------------------- */
+void bt_jc_set(struct bt_vcpu *c, unsigned t, uint64_t rip, struct bt_block *b)
+{
+    struct bt_cache *k = c->cache;
+    if (k->n_jc_touched[t] == BT_TOUCHED_MAX)
+        bt_jc_flush(c, t);
+    k->jc_touched[t][k->n_jc_touched[t]++] = (uint16_t)rip;
+    c->jc[t][(uint16_t)rip] = b->ind;
+    uint32_t h = (uint32_t)((rip + b->cs_base) >> 12) * 0x9e3779b1u >> 20;
+    k->code_filter[t][h >> 6] |= 1ull << (h & 63);
+}
+
+void bt_jc_flush(struct bt_vcpu *c, unsigned t)
+{
+    struct bt_cache *k = c->cache;
+    for (uint32_t i = 0; i < k->n_jc_touched[t]; i++)
+        c->jc[t][k->jc_touched[t][i]] = k->stub_jc_miss[t];
+    k->n_jc_touched[t] = 0;
+    for (unsigned i = 0; i < 64; i++)
+        k->code_filter[t][i] = 0;
+}
+
+/* --- dropping ------------------------------------------------------------------ */
+void bt_block_drop(struct bt_vcpu *c, struct bt_block *b)
+{
+    struct bt_cache *k = c->cache;
+    uint32_t self = bt_block_index(c, b);
+    if (b->dead)
+        return;
+    b->dead = 1;
+    for (uint32_t *pp = &k->hash[block_hash(b->pa, b->rip, b->mode)]; *pp; pp = &k->blocks[*pp].hash_next)
+        if (*pp == self) {
+            *pp = b->hash_next;
+            break;
+        }
+    while (b->in_head) {
+        struct bt_exit *x = &k->exits[b->in_head];
+        uint32_t next = x->in_next;
+        x->to = 0;
+        exit_patch(x, x->stub);
+        b->in_head = next;
+    }
+    for (unsigned i = 0; i < b->n_exits; i++) {
+        struct bt_exit *x = &k->exits[b->exits + i];
+        if (x->kind == BT_EXIT_DIRECT)
+            exit_unchain(c, b->exits + i);
+    }
+    unsigned t = (b->mode & BT_MODE_CPL) == 3;
+    if (c->jc[t][(uint16_t)b->rip] == b->ind)
+        c->jc[t][(uint16_t)b->rip] = k->stub_jc_miss[t];
+}
+
+static void page_remark(struct bt_vcpu *c, struct bt_codepage *p)
+{
+    struct bt_cache *k = c->cache;
+    uint64_t bits[64] = {0};
+    for (uint32_t l = p->blocks; l;) {
+        struct bt_block *b = &k->blocks[l >> 1];
+        uint64_t from = (l & 1) ? 0 : b->pa & 0xfff;
+        uint64_t n = (l & 1) ? (b->pa & 0xfff) + b->len - 4096 : b->len;
+        for (uint64_t i = from; i < from + n && i < 4096; i++)
+            bits[i >> 6] |= 1ull << (i & 63);
+        l = b->page_next[l & 1];
+    }
+    for (unsigned i = 0; i < 64; i++)
+        atomic_store_explicit(&p->bytes[i], bits[i], memory_order_relaxed);
+}
+
+bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_block *current)
+{
+    struct bt_cache *k = c->cache;
+    bool hit = false;
+    for (uint64_t page = pa & ~0xfffull; page < pa + n; page += 4096) {
+        struct bt_codepage *p = bt_codepage_get(c, page, false);
+        if (!p)
+            continue;
+        bool any = false;
+        uint32_t *pp = &p->blocks;
+        while (*pp) {
+            struct bt_block *b = &k->blocks[*pp >> 1];
+            unsigned which = *pp & 1;
+            uint64_t from = which ? page : b->pa;
+            uint64_t to = which ? page + (b->pa & 0xfff) + b->len - 4096 : b->pa + b->len;
+            if (b->dead || (from < pa + n && pa < to)) {
+                if (!b->dead) {
+                    bt_block_drop(c, b);
+                    c->st.smc_invalidations++;
+                    any = true;
+                    hit |= b == current;
+                }
+                *pp = b->page_next[which];
+            } else {
+                pp = &b->page_next[which];
+            }
+        }
+        if (any)
+            page_remark(c, p);
+        else if (!p->blocks)
+            for (unsigned i = 0; i < 64; i++)
+                atomic_store_explicit(&p->bytes[i], 0, memory_order_relaxed);
+    }
+    return hit;
+}
+
+/* --- stopping and going on --------------------------------------------------------- */
+void bt_unlink_block(struct bt_vcpu *c, struct bt_block *b)
+{
+    struct bt_cache *k = c->cache;
+    if (b->unlinked)
+        return;
+    uint32_t n = atomic_load_explicit(&k->n_unlinked, memory_order_relaxed);
+    if (n == 16)
+        return;
+    b->unlinked = 1;
+    k->unlinked[n] = bt_block_index(c, b);
+    atomic_store_explicit(&k->n_unlinked, n + 1, memory_order_relaxed);
+    for (unsigned i = 0; i < b->n_exits; i++) {
+        struct bt_exit *x = &k->exits[b->exits + i];
+        if (x->kind == BT_EXIT_INDIRECT)
+            exit_patch_indirect(x, true);
+        else if (x->to)
+            exit_patch(x, x->stub);
+    }
+    c->st.unchains++;
+}
+
+void bt_relink(struct bt_vcpu *c)
+{
+    struct bt_cache *k = c->cache;
+    uint32_t n = atomic_load_explicit(&k->n_unlinked, memory_order_relaxed);
+    if (!n)
+        return;
+    for (uint32_t j = 0; j < n; j++) {
+        struct bt_block *b = &k->blocks[k->unlinked[j]];
+        b->unlinked = 0;
+        for (unsigned i = 0; i < b->n_exits; i++) {
+            struct bt_exit *x = &k->exits[b->exits + i];
+            if (x->kind == BT_EXIT_INDIRECT)
+                exit_patch_indirect(x, false);
+            else if (x->to)
+                exit_patch(x, x->flags_in_slot ? k->blocks[x->to].a : k->blocks[x->to].b);
+        }
+    }
+    atomic_store_explicit(&k->n_unlinked, 0, memory_order_relaxed);
+}
+
+struct bt_block *bt_block_at(struct bt_vcpu *c, uint64_t host)
+{
+    struct bt_cache *k = c->cache;
+    bool cold = host >= (uintptr_t)k->cold;
+    uint32_t lo = 1, hi = k->n_blocks;
+    while (lo < hi) {
+        uint32_t mid = (lo + hi) / 2;
+        if ((cold ? k->blocks[mid].cold_end : k->blocks[mid].end) <= host)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    if (lo >= k->n_blocks)
+        return NULL;
+    struct bt_block *b = &k->blocks[lo];
+    return host >= (cold ? b->cold : b->ind) ? b : NULL;
+}
+
+bool bt_host_to_rip(struct bt_vcpu *c, uint64_t host, uint64_t *rip)
+{
+    struct bt_block *b = bt_block_at(c, host);
+    if (!b)
+        return false;
+    const struct bt_map_entry *m = &c->cache->map[b->map];
+    bool cold = host >= (uintptr_t)c->cache->cold;
+    int best = -1;
+    for (int i = 0; i < b->n_map; i++)
+        if ((m[i].host >= (uintptr_t)c->cache->cold) == cold && m[i].host <= host)
+            best = i;
+    if (best < 0)
+        return false;
+    *rip = b->rip + m[best].off;
+    if ((b->mode & BT_MODE_CODE) != BT_MODE_CODE64)
+        *rip = (uint32_t)*rip;
+    return true;
+}
+
+void bt_cache_flush(struct bt_vcpu *c)
+{
+    struct bt_cache *k = c->cache;
+    bt_relink(c);
+    c->st.cache_flushes++;
+    k->hot_p = k->hot;
+    k->cold_p = k->cold;
+    k->n_blocks = k->n_exits = k->n_map = 1;
+    k->n_xpage = 0;
+    k->n_kpage = 1;
+    k->chain_exit = 0;
+    for (unsigned i = 0; i < 1u << BT_HASH_BITS; i++)
+        k->hash[i] = 0;
+    for (unsigned i = 0; i < 8192; i++)
+        k->kpage_hash[i] = 0;
+    for (uint32_t i = 1; i < k->n_pages; i++) {
+        k->pages[i].blocks = 0;
+        for (unsigned j = 0; j < 64; j++)
+            atomic_store_explicit(&k->pages[i].bytes[j], 0, memory_order_relaxed);
+    }
+    bt_jc_flush(c, 0);
+    bt_jc_flush(c, 1);
+}
+
+void bt_cache_make_room(struct bt_vcpu *c)
+{
+    struct bt_cache *k = c->cache;
+    bt_cache_flush(c);
+    for (uint32_t i = 1; i < k->n_pages; i++) {
+        struct bt_page_chunk *ch = bt_chunk(c->vm, k->pages[i].pa);
+        if (ch)
+            atomic_fetch_and(&ch->code[bt_chunk_page(k->pages[i].pa)], ~(1ull << c->index));
+    }
+    for (unsigned i = 0; i < 4096; i++)
+        k->page_hash[i] = 0;
+    k->n_pages = 1;
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plugins/cpu-bt/cache.h - a vCPU's translations: blocks, exits, chains.
+ *
+ * A block is a straight run of guest instructions keyed by guest-physical
+ * address, guest RIP, CS base and mode. Its host code lies in the hot area;
+ * slow paths and exit stubs in the cold area. Three ways in:
+ *   ind  by indirect jump: r14 holds the RIP aimed at, which is compared with
+ *        the block's own; flags are in the slot;
+ *   a    flags are in the slot;
+ *   b    flags are in host RFLAGS.
+ * When no flag is live at the start, a and b coincide.
+ *
+ * Exits are patchable. A direct exit's rel32 points to its stub, or, chained,
+ * into the target block. An indirect exit ends in `jmp r15` padded to five
+ * bytes. To stop a running vCPU, the kick signal points all exits of the block
+ * it interrupted back to their stubs (bt_unlink_block): no block pays for a check.
+ *
+ * Everything is private to the vCPU's thread, signal handler included; other
+ * vCPUs reach in through sync.c.
+ */
+#ifndef BT_CACHE_H
+#define BT_CACHE_H
+
+#include "bt.h"
+
+#define BT_MAX_INSNS 64
+#define BT_HOT_BYTES (24u << 20)
+#define BT_COLD_BYTES (24u << 20)
+#define BT_MAX_BLOCKS (256u * 1024)
+#define BT_MAX_EXITS (640u * 1024)
+#define BT_MAX_MAP (4u * 1024 * 1024)
+#define BT_HASH_BITS 16
+#define BT_XPAGE_MAX 65536u
+#define BT_TOUCHED_MAX 8192u
+
+struct bt_block {
+    uint64_t rip, pa, pa2; /* pa2: page of the tail when the last instruction straddles, else 0 */
+    uint64_t cs_base;
+    uint32_t mode;
+    uint32_t ind, a, b, end;
+    uint32_t cold, cold_end;
+    uint32_t hash_next;
+    uint32_t page_next[2];
+    uint32_t exits;   /* first index */
+    uint32_t in_head; /* exits chained to this block, 0 ends */
+    uint32_t map;     /* first index into map[] */
+    uint16_t n_map, len;
+    uint8_t n_exits, n_insns, dead, live_in;
+    uint32_t unlinked;
+};
+enum { BT_EXIT_DIRECT, BT_EXIT_INDIRECT };
+struct bt_exit {
+    uint64_t target; /* guest RIP */
+    uint32_t site;   /* rel32 field, or the jmp r15 */
+    uint32_t stub;   /* where it goes unchained */
+    uint32_t from, to, in_next;
+    uint8_t kind, flags_in_slot, xpage, pad;
+};
+/* From host address to guest instruction: sorted by host within a block, hot
+ * entries first, then cold ones. */
+struct bt_map_entry {
+    uint32_t host;
+    uint16_t off; /* guest bytes from the start of the block */
+    uint16_t pad;
+};
+/* One guest page with translations. */
+struct bt_codepage {
+    uint64_t pa;
+    uint32_t next;   /* hash chain */
+    uint32_t blocks; /* list: index << 1 | which link */
+    _Atomic uint64_t bytes[64]; /* which bytes are translated; others read it */
+};
+
+struct bt_cache {
+    uint8_t *hot, *hot_p, *hot_end, *cold, *cold_p, *cold_end;
+    struct bt_block *blocks;
+    struct bt_exit *exits;
+    struct bt_map_entry *map;
+    uint32_t n_blocks, n_exits, n_map; /* index 0 is never used */
+    uint32_t hash[1u << BT_HASH_BITS];
+    struct bt_codepage *pages;
+    uint32_t n_pages, max_pages;
+    uint32_t page_hash[4096];
+    uint32_t xpage[BT_XPAGE_MAX]; /* chained supervisor exits that leave their page */
+    uint32_t n_xpage;
+    struct { uint64_t vpage, pa; } kpage[8192]; /* supervisor code pages such chains rely on */
+    uint32_t n_kpage;
+    uint32_t kpage_hash[8192];
+    uint32_t jc_touched[2][BT_TOUCHED_MAX];
+    uint32_t n_jc_touched[2];
+    uint32_t jc_mode[2];
+    uint64_t jc_cs_base[2];
+    uint64_t code_filter[2][64];   /* hashed pages with jump cache entries */
+    uint64_t large_filter[8];      /* hashed 2 MiB regions with TLB entries from large pages */
+    struct { uint64_t vpage, pa; const uint8_t *host; } itlb[2][256];
+    uint16_t tlb_touched[2][2][BT_TLB_SIZE * 2]; /* [table][global] */
+    uint32_t n_tlb_touched[2][2];
+    /* stubs */
+    uint32_t stub_slow, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
+        stub_irq, stub_careful, stub_segfault;
+    uint32_t stubs_start, stubs_end;
+    void (*enter)(struct bt_vcpu *c, uint64_t host);
+    uint32_t unlinked[16];
+    _Atomic uint32_t n_unlinked;
+    uint64_t helper_ret; /* return address of a memory helper into a block, 0 when none runs */
+    uint64_t last_ret;   /* where code will go on: for the signal handler */
+    uint32_t chain_exit; /* exit to chain once its target is translated */
+    bool smc_hit;        /* the running block was invalidated */
+    bool flush_wanted;
+    intptr_t jmpbuf[8];
+};
+
+enum { BT_X_NONE, BT_X_DONE, BT_X_SHUTDOWN, BT_X_FATAL };
+
+int bt_cache_create(struct bt_vcpu *c, struct hvx_error *err);
+void bt_cache_destroy(struct bt_vcpu *c);
+void bt_stubs_emit(struct bt_vcpu *c); /* stubs.c */
+/* Drop every translation; not while a block of ours is on the stack. */
+void bt_cache_flush(struct bt_vcpu *c);
+void bt_cache_make_room(struct bt_vcpu *c); /* flush, and forget code pages too */
+struct bt_block *bt_block_find(struct bt_vcpu *c, uint64_t pa, uint64_t rip, uint32_t mode, uint64_t cs_base);
+/* Make one; raises #PF when code cannot be fetched. translate.c */
+struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, uint64_t pa, const uint8_t *host);
+void bt_block_insert(struct bt_vcpu *c, struct bt_block *b);
+void bt_block_drop(struct bt_vcpu *c, struct bt_block *b);
+void bt_chain(struct bt_vcpu *c, uint32_t exit, struct bt_block *to);
+void bt_unlink_block(struct bt_vcpu *c, struct bt_block *b); /* async-signal-safe on the owner thread */
+void bt_relink(struct bt_vcpu *c);
+struct bt_block *bt_block_at(struct bt_vcpu *c, uint64_t host); /* by any host address of it */
+bool bt_host_to_rip(struct bt_vcpu *c, uint64_t host, uint64_t *rip);
+struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create);
+/* The bytes [pa, pa+n) change: drop this vCPU's blocks over them; true when `current` was among them. */
+bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_block *current);
+void bt_jc_set(struct bt_vcpu *c, unsigned t, uint64_t rip, struct bt_block *b);
+void bt_jc_flush(struct bt_vcpu *c, unsigned t);
+void bt_xpage_unchain(struct bt_vcpu *c);
+/* Supervisor code pages: still mapped as chains assume? If not, unchain. */
+void bt_kpages_check(struct bt_vcpu *c);
+static inline uint32_t bt_block_index(struct bt_vcpu *c, const struct bt_block *b) { return (uint32_t)(b - c->cache->blocks); }
+#endif

@@ -1,0 +1,457 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plugins/cpu-bt/run.c - the dispatcher: pending work, interrupts, exceptions,
+ * halting; and the short cuts from block to block that do not need it.
+ */
+#include "run.h"
+#include "apic.h"
+#include "cache.h"
+#include "phys.h"
+#include "translate.h"
+#include <linux/futex.h>
+#include <sys/syscall.h>
+
+
+static inline long sys4(long nr, long a, long b, long c, long d)
+{
+    long ret;
+    register long r10 __asm__("r10") = d;
+    __asm__ volatile("syscall" : "=a"(ret) : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
+    return ret;
+}
+static inline long sys3(long nr, long a, long b, long c) { return sys4(nr, a, b, c, 0); }
+
+/* --- vector state ------------------------------------------------------------------ */
+void bt_fp_save(struct bt_vcpu *c)
+{
+    if (!c->fp_live)
+        return;
+    uint32_t lo = (uint32_t)c->vm->host_xcr0, hi = (uint32_t)(c->vm->host_xcr0 >> 32), mxcsr = 0x1f80;
+    __asm__ volatile("xsave64 %0" : "+m"(c->xsave) : "a"(lo), "d"(hi) : "memory");
+    __asm__ volatile("fninit; ldmxcsr %0" : : "m"(mxcsr));
+    c->fp_live = 0;
+}
+
+/* --- kicks ---------------------------------------------------------------------------- */
+void bt_kick(struct bt_vcpu *c, uint32_t pend)
+{
+    uint32_t old = atomic_fetch_or(&c->pending, pend);
+    if ((old & pend) == pend || bt_thread_is(c) || !c->tid)
+        return;
+    if (atomic_load(&c->quiescent))
+        sys3(SYS_futex, (long)&c->pending, FUTEX_WAKE_PRIVATE, 1);
+    else
+        sys3(SYS_tgkill, sys3(SYS_getpid, 0, 0, 0), c->tid, BT_SIG_KICK);
+}
+
+/* --- raising ----------------------------------------------------------------------------- */
+static _Noreturn void unwind(struct bt_vcpu *c)
+{
+    struct bt_cache *k = c->cache;
+    if (k->helper_ret) {
+        uint64_t rip;
+        if (bt_host_to_rip(c, k->helper_ret - 1, &rip))
+            c->rip = rip;
+        k->helper_ret = 0;
+    }
+    c->in_code = 0;
+    __builtin_longjmp((void **)k->jmpbuf, 1);
+}
+
+static _Noreturn void raise_exc(struct bt_vcpu *c, unsigned vector, bool has_error, uint32_t error)
+{
+    c->exc.vector = (uint8_t)vector;
+    c->exc.has_error = has_error;
+    c->exc.error = error;
+    c->exc.valid = 1;
+    c->force_careful = c->force_single = 0;
+    unwind(c);
+}
+_Noreturn void bt_raise(struct bt_vcpu *c, unsigned vector) { raise_exc(c, vector, false, 0); }
+_Noreturn void bt_raise_err(struct bt_vcpu *c, unsigned vector, uint32_t error) { raise_exc(c, vector, true, error); }
+_Noreturn void bt_raise_pf(struct bt_vcpu *c, uint64_t lin, uint32_t error)
+{
+    c->cr2 = lin;
+    raise_exc(c, BT_EX_PF, true, error);
+}
+_Noreturn void bt_restart(struct bt_vcpu *c) { unwind(c); }
+_Noreturn void bt_careful_c(struct bt_vcpu *c)
+{
+    c->st.careful++;
+    c->force_careful = 1;
+    unwind(c);
+}
+_Noreturn void bt_shutdown(struct bt_vcpu *c)
+{
+    c->cur_exit = BT_X_SHUTDOWN;
+    unwind(c);
+}
+_Noreturn void bt_fatal(struct bt_vcpu *c, const char *why)
+{
+    c->cur_exit = BT_X_FATAL;
+    c->exit_arg = (uintptr_t)why;
+    unwind(c);
+}
+
+/* --- from block to block ------------------------------------------------------------------- */
+static bool must_leave(struct bt_vcpu *c)
+{
+    return atomic_load_explicit(&c->pending, memory_order_relaxed) || c->shadow || c->halted || c->force_single ||
+           c->force_careful || (c->mode & BT_MODE_TF);
+}
+
+/* A jump cache serves one mode at a time. */
+static inline void jc_check(struct bt_vcpu *c, unsigned t)
+{
+    struct bt_cache *k = c->cache;
+    uint64_t base = bt_code64(c) ? 0 : c->seg_base[BT_CS];
+    if (k->jc_mode[t] != c->mode || k->jc_cs_base[t] != base) {
+        bt_jc_flush(c, t);
+        k->jc_mode[t] = c->mode;
+        k->jc_cs_base[t] = base;
+    }
+}
+
+static struct bt_block *find(struct bt_vcpu *c, uint32_t mode)
+{
+    uint64_t base = bt_code64(c) ? 0 : c->seg_base[BT_CS], lin = c->rip + base, pa, pa2;
+    if (!bt_code64(c))
+        lin = (uint32_t)lin;
+    bt_code_page(c, lin, &pa);
+    struct bt_block *b = bt_block_find(c, pa, c->rip, mode, base);
+    if (b && b->pa2) {
+        uint64_t next = (lin & ~0xfffull) + 4096;
+        bt_code_page(c, bt_code64(c) ? next : (uint32_t)next, &pa2);
+        if (pa2 != b->pa2) { /* the tail is another page now */
+            bt_block_drop(c, b);
+            return NULL;
+        }
+    }
+    return b;
+}
+
+uint64_t bt_next_c(struct bt_vcpu *c)
+{
+    struct bt_cache *k = c->cache;
+    c->cur_exit = BT_X_DONE;
+    if (must_leave(c))
+        return k->stub_leave;
+    unsigned t = c->cpl == 3;
+    c->st.jc_miss++;
+    jc_check(c, t);
+    struct bt_block *b = find(c, c->mode);
+    if (!b)
+        return k->stub_leave;
+    bt_jc_set(c, t, c->rip, b);
+    return b->ind;
+}
+
+uint64_t bt_exit_c(struct bt_vcpu *c, uint32_t exit)
+{
+    struct bt_cache *k = c->cache;
+    struct bt_exit *x = &k->exits[exit];
+    struct bt_block *from = &k->blocks[x->from];
+    c->rip = x->target;
+    c->cur_exit = BT_X_DONE;
+    if (must_leave(c))
+        return k->stub_leave;
+    struct bt_block *b = find(c, c->mode);
+    bool plain = !from->dead && from->mode == c->mode;
+    if (!b) {
+        k->chain_exit = plain ? exit : 0;
+        return k->stub_leave;
+    }
+    if (plain)
+        bt_chain(c, exit, b);
+    return b->a;
+}
+
+uint64_t bt_op_next_c(struct bt_vcpu *c, const struct bt_op *op)
+{
+    c->st.c_ops++;
+    bt_op_table[op->id](c, op);
+    if (c->cache->smc_hit) {
+        c->cache->smc_hit = false;
+        c->rip = op->next_rip;
+        return bt_next_c(c);
+    }
+    return 0;
+}
+
+static const uint8_t op_jumps[BT_OP_COUNT] = {
+#define NEXT 0
+#define END 0
+#define JUMP 1
+#define X(name, kind) [BT_OP_##name] = kind,
+    BT_OPS(X)
+#undef X
+#undef NEXT
+#undef END
+#undef JUMP
+};
+
+uint64_t bt_op_end_c(struct bt_vcpu *c, const struct bt_op *op)
+{
+    struct bt_cache *k = c->cache;
+    c->st.c_ops++;
+    c->cur_exit = BT_X_DONE;
+    bt_op_table[op->id](c, op);
+    if (!op_jumps[op->id])
+        c->rip = op->next_rip;
+    k->smc_hit = false;
+    if (c->iflag && c->irq_wait)
+        atomic_fetch_or(&c->pending, BT_PEND_IRQ);
+    if (must_leave(c))
+        return k->stub_leave;
+    unsigned t = c->cpl == 3;
+    jc_check(c, t);
+    return c->jc[t][(uint16_t)c->rip];
+}
+
+uint64_t bt_seg_c(struct bt_vcpu *c, uint64_t off, uint32_t desc)
+{
+    return bt_seg_lin(c, desc & 7, off, desc >> 8 & 0x1fff, desc >> 30 & 1);
+}
+
+void bt_unlink_running(struct bt_vcpu *c)
+{
+    struct bt_block *b = bt_block_at(c, c->cache->last_ret);
+    if (b)
+        bt_unlink_block(c, b);
+}
+
+/* --- exceptions and interrupts -------------------------------------------------------------- */
+static bool contributory(unsigned v) { return v == BT_EX_DE || (v >= BT_EX_TS && v <= BT_EX_GP && v != BT_EX_PF); }
+
+static void deliver_exception(struct bt_vcpu *c)
+{
+    unsigned v = c->exc.vector;
+    bool has_error = c->exc.has_error;
+    uint32_t error = c->exc.error;
+    c->exc.valid = 0;
+    c->st.exceptions++;
+    c->shadow = 0;
+    if (c->delivering >= 0) {
+        unsigned first = (unsigned)c->delivering;
+        if (first == BT_EX_DF) {
+            if (contributory(v) || v == BT_EX_PF)
+                bt_shutdown(c);
+        } else if ((contributory(first) && contributory(v)) ||
+                   (first == BT_EX_PF && (contributory(v) || v == BT_EX_PF))) {
+            v = BT_EX_DF;
+            has_error = true;
+            error = 0;
+        }
+    }
+    c->delivering = (int16_t)v;
+    bt_deliver(c, v, false, has_error, error);
+    c->delivering = -1;
+    c->halted = 0;
+}
+
+static void deliver_interrupt(struct bt_vcpu *c, unsigned v)
+{
+    c->halted = 0;
+    c->st.interrupts++;
+    c->delivering = 256;
+    bt_deliver(c, v, false, false, 0);
+    c->delivering = -1;
+}
+
+static void init_ipi(struct bt_vcpu *c)
+{
+    atomic_fetch_and(&c->pending, ~BT_PEND_INIT);
+    bt_vcpu_init(c, true);
+    c->wait_sipi = c->index != 0;
+    c->halted = 0;
+}
+
+static void startup_ipi(struct bt_vcpu *c)
+{
+    atomic_fetch_and(&c->pending, ~BT_PEND_SIPI);
+    if (!c->wait_sipi)
+        return;
+    unsigned v = bt_apic_sipi_vector(c);
+    c->wait_sipi = 0;
+    c->seg[BT_CS].selector = (uint16_t)(v << 8);
+    c->seg[BT_CS].base = (uint64_t)v << 12;
+    c->rip = 0;
+    bt_seg_update(c, BT_CS);
+    bt_mode_update(c);
+}
+
+/* Work other than interrupts; true when vcpu_run must return. */
+static bool pending_work(struct bt_vcpu *c, uint32_t p)
+{
+    if (p & BT_PEND_SYNC)
+        bt_sync_process(c);
+    if (p & BT_PEND_FLUSH) {
+        atomic_fetch_and(&c->pending, ~BT_PEND_FLUSH);
+        bt_cache_flush(c);
+        bt_tlb_flush_all(c);
+    }
+    if (p & BT_PEND_TIMER) {
+        atomic_fetch_and(&c->pending, ~BT_PEND_TIMER);
+        bt_apic_timer_expired(c);
+    }
+    if (p & BT_PEND_INIT)
+        init_ipi(c);
+    if (p & BT_PEND_SIPI)
+        startup_ipi(c);
+    if (p & BT_PEND_KICK) {
+        atomic_fetch_and(&c->pending, ~BT_PEND_KICK);
+        return true;
+    }
+    return false;
+}
+
+static void interrupts(struct bt_vcpu *c)
+{
+    if (c->shadow || c->wait_sipi)
+        return;
+    uint32_t p = atomic_load_explicit(&c->pending, memory_order_relaxed);
+    if ((p & BT_PEND_NMI) && !c->nmi_masked) {
+        atomic_fetch_and(&c->pending, ~BT_PEND_NMI);
+        c->nmi_masked = 1;
+        deliver_interrupt(c, BT_EX_NMI);
+        return;
+    }
+    if (!(p & BT_PEND_IRQ) && !c->irq_wait)
+        return;
+    atomic_fetch_and(&c->pending, ~BT_PEND_IRQ);
+    c->irq_wait = 0;
+    if (bt_irq_ready(c) < 0)
+        return;
+    if (!c->iflag) {
+        c->irq_wait = 1;
+        return;
+    }
+    int v = bt_irq_ack(c);
+    if (v < 0)
+        return;
+    if (bt_irq_ready(c) >= 0)
+        c->irq_wait = 1;
+    deliver_interrupt(c, (unsigned)v);
+}
+
+static void halt_wait(struct bt_vcpu *c)
+{
+    c->st.halts++;
+    bt_quiescent_enter(c);
+    while (!atomic_load(&c->pending))
+        sys4(SYS_futex, (long)&c->pending, FUTEX_WAIT_PRIVATE, 0, 0);
+    bt_quiescent_leave(c);
+}
+
+/* NMI pending while masked must not keep us from running or sleeping. */
+static void hold_nmi(struct bt_vcpu *c)
+{
+    if (c->nmi_masked && (atomic_load(&c->pending) & BT_PEND_NMI)) {
+        atomic_fetch_and(&c->pending, ~BT_PEND_NMI);
+        c->nmi_held = 1;
+    } else if (c->nmi_held && !c->nmi_masked) {
+        c->nmi_held = 0;
+        atomic_fetch_or(&c->pending, BT_PEND_NMI);
+    }
+}
+
+/* One turn; 0: go on. */
+static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
+{
+    struct bt_cache *k = c->cache;
+    bt_relink(c);
+    if (c->exc.valid)
+        deliver_exception(c);
+    if (c->inject.valid) {
+        c->inject.valid = 0;
+        if (c->inject.has_error)
+            bt_raise_err(c, c->inject.vector, c->inject.error);
+        bt_raise(c, c->inject.vector);
+    }
+    uint32_t p = atomic_load(&c->pending);
+    if (p && pending_work(c, p)) {
+        exit->reason = HVX_EXIT_INTERRUPTED;
+        return 1;
+    }
+    hold_nmi(c);
+    interrupts(c);
+    if (c->halted || c->wait_sipi) {
+        if (!atomic_load(&c->pending))
+            halt_wait(c);
+        return 0;
+    }
+    if (atomic_load(&c->pending) & ~(BT_PEND_IRQ | BT_PEND_NMI))
+        return 0;
+    uint32_t mode = c->mode;
+    bool special = c->force_careful || c->force_single || c->shadow;
+    if (c->force_careful)
+        mode |= BT_MODE_CAREFUL;
+    if (special)
+        mode |= BT_MODE_SINGLE;
+    struct bt_block *b = find(c, mode);
+    if (!b) {
+        uint64_t pa, lin = c->rip + (bt_code64(c) ? 0 : c->seg_base[BT_CS]);
+        const uint8_t *host = bt_code_page(c, bt_code64(c) ? lin : (uint32_t)lin, &pa);
+        bt_fp_save(c);
+        if (!bt_cache_room(c))
+            bt_cache_make_room(c);
+        b = bt_translate(c, c->rip, mode, pa, host);
+        if (k->chain_exit && !special)
+            bt_chain(c, k->chain_exit, b);
+    }
+    k->chain_exit = 0;
+    c->st.dispatches++;
+    c->cur_exit = BT_X_NONE;
+    bool step = (mode & BT_MODE_TF) != 0;
+    uint8_t shadow = c->shadow;
+    /* The block itself decides nothing on these; they are for this turn. */
+    uint8_t careful = c->force_careful, single = c->force_single;
+    c->shadow = 0;
+    c->force_careful = c->force_single = 0;
+    k->enter(c, b->a);
+    if (c->cur_exit == BT_X_NONE) { /* something came up before the first instruction */
+        c->shadow = shadow;
+        c->force_careful = careful;
+        c->force_single = single;
+        return 0;
+    }
+    if (step) {
+        c->dr[6] |= 0x4000;
+        bt_raise(c, BT_EX_DB);
+    }
+    return 0;
+}
+
+static int __attribute__((noinline)) loop(struct bt_vcpu *c, struct hvx_exit *exit)
+{
+    struct bt_cache *k = c->cache;
+    if (__builtin_setjmp((void **)k->jmpbuf)) {
+        c->in_code = 0;
+        k->helper_ret = 0;
+        k->smc_hit = false;
+        c->bounce.active = 0;
+        if (c->cur_exit == BT_X_SHUTDOWN) {
+            exit->reason = HVX_EXIT_SHUTDOWN;
+            c->delivering = -1;
+            c->exc.valid = 0;
+            return 0;
+        }
+        if (c->cur_exit == BT_X_FATAL) {
+            exit->reason = HVX_EXIT_ERROR;
+            return 0;
+        }
+    }
+    while (!turn(c, exit))
+        ;
+    return 0;
+}
+
+int bt_vcpu_run(struct bt_vcpu *c, struct hvx_exit *exit)
+{
+    c->cur_exit = BT_X_NONE;
+    bt_quiescent_leave(c);
+    int rc = loop(c, exit);
+    bt_fp_save(c);
+    bt_quiescent_enter(c);
+    return rc;
+}

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plugins/cpu-bt/signal.c - host signals in vCPU threads: the kick that gets a
+ * vCPU out of translated code, and faults that translated instructions cause
+ * on the host and the guest must see (divide error, SIMD exceptions, misaligned
+ * SSE operands). Ordinary C, async-signal-safe.
+ */
+#define _GNU_SOURCE
+#include "apic.h"
+#include "cache.h"
+#include "run.h"
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+/* Which vCPU this thread runs. A signal handler has no other way to know. */
+static __thread struct bt_vcpu *self;
+static struct sigaction old_action[65];
+
+bool bt_thread_is(const struct bt_vcpu *c) { return self == c; }
+
+static bool in_blocks(const struct bt_vcpu *c, uint64_t pc)
+{
+    const struct bt_cache *k = c->cache;
+    return (pc >= (uintptr_t)k->hot && pc < (uintptr_t)k->hot_p + 4096) ||
+           (pc >= (uintptr_t)k->cold && pc < (uintptr_t)k->cold_p + 4096);
+}
+
+static void on_kick(int sig, siginfo_t *info, void *ucv)
+{
+    (void)sig;
+    struct bt_vcpu *c = self;
+    ucontext_t *uc = ucv;
+    if (!c)
+        return;
+    if (info->si_code == SI_TIMER)
+        atomic_fetch_or(&c->pending, BT_PEND_TIMER);
+    c->st.kicks++;
+    if (c->in_code != 1)
+        return;
+    uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];
+    struct bt_block *b = in_blocks(c, pc) ? bt_block_at(c, pc) : bt_block_at(c, c->cache->last_ret);
+    if (b)
+        bt_unlink_block(c, b);
+}
+
+static void land(struct bt_vcpu *c) { __builtin_longjmp((void **)c->cache->jmpbuf, 1); }
+
+static void on_fault(int sig, siginfo_t *info, void *ucv)
+{
+    struct bt_vcpu *c = self;
+    ucontext_t *uc = ucv;
+    greg_t *g = uc->uc_mcontext.gregs;
+    uint64_t pc = (uint64_t)g[REG_RIP], rip;
+    (void)info;
+    if (!c || c->in_code != 1 || !in_blocks(c, pc) || !bt_host_to_rip(c, pc, &rip)) {
+        sigaction(sig, &old_action[sig], NULL); /* not ours: once more, for whoever else handles it */
+        return;
+    }
+    static const int order[13] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_R13, REG_RBP, REG_RSI,
+                                  REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12};
+    for (unsigned i = 0; i < 13; i++)
+        c->gpr[i] = (uint64_t)g[order[i]];
+    c->flags_slot = bt_flags_to_slot((uint32_t)g[REG_EFL]);
+    c->rip = rip;
+    c->in_code = 0;
+    unsigned v;
+    switch (g[REG_TRAPNO]) {
+    case 0: v = BT_EX_DE; break;
+    case 6: v = BT_EX_UD; break;
+    case 16: v = BT_EX_MF; break;
+    case 17: v = BT_EX_AC; break;
+    case 19: v = BT_EX_XM; break;
+    default: v = BT_EX_GP; break;
+    }
+    c->exc.vector = (uint8_t)v;
+    c->exc.has_error = v == BT_EX_GP || v == BT_EX_AC;
+    c->exc.error = 0;
+    c->exc.valid = 1;
+    c->force_careful = c->force_single = 0;
+    g[REG_RIP] = (greg_t)(uintptr_t)land;
+    g[REG_RDI] = (greg_t)(uintptr_t)c;
+    g[REG_RSP] = (g[REG_RSP] & ~15ll) - 256 - 8;
+}
+
+int bt_signals_install(struct hvx_error *err)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+    struct sigaction sa;
+    memset(&sa, 0, sizeof(sa));
+    sigemptyset(&sa.sa_mask);
+    sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
+    sa.sa_sigaction = on_kick;
+    if (sigaction(BT_SIG_KICK, &sa, NULL))
+        return hvx_fail(err, -errno, "cpu-bt: cannot install the kick signal's handler");
+    sa.sa_sigaction = on_fault;
+    for (unsigned i = 0; i < 4; i++) {
+        struct sigaction old;
+        if (sigaction(faults[i], &sa, &old))
+            return hvx_fail(err, -errno, "cpu-bt: cannot install a handler for signal %d", faults[i]);
+        if (old.sa_sigaction != on_fault)
+            old_action[faults[i]] = old;
+    }
+    return 0;
+}
+
+void bt_signals_thread(struct bt_vcpu *c)
+{
+    self = c;
+    if (!c)
+        return;
+    c->tid = (int)syscall(SYS_gettid);
+    c->thread = pthread_self();
+    stack_t ss;
+    if (sigaltstack(NULL, &ss) == 0 && (ss.ss_flags & SS_DISABLE)) {
+        ss.ss_size = 256 * 1024;
+        ss.ss_sp = mmap(NULL, ss.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        ss.ss_flags = 0;
+        if (ss.ss_sp != MAP_FAILED)
+            sigaltstack(&ss, NULL);
+    }
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, BT_SIG_KICK);
+    sigaddset(&set, SIGSEGV);
+    sigaddset(&set, SIGBUS);
+    sigaddset(&set, SIGFPE);
+    sigaddset(&set, SIGILL);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}

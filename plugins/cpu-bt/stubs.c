@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plugins/cpu-bt/stubs.c - the glue between C and translated code, written
+ * once per vCPU into its own region (state is addressed absolutely).
+ * Built as ordinary C.
+ *
+ * in_code tells the kick signal's handler where we are:
+ *   0  the dispatcher: it looks at `pending` by itself;
+ *   1  translated code, or glue that is about to enter it at last_ret: the
+ *      handler unlinks that block;
+ *   2  C called from translated code: the handler does nothing, the glue looks
+ *      at `pending` on its way back, after it has set in_code to 1.
+ */
+#include "cache.h"
+#include "emit.h"
+#include "phys.h"
+#include "run.h"
+
+static const uint8_t guest_to_host[16] = {H_RAX, H_RCX, H_RDX, H_RBX, H_R13, H_RBP, H_RSI, H_RDI,
+                                          H_R8,  H_R9,  H_R10, H_R11, H_R12, 255,   255,   255};
+
+static void spill_all(struct bt_emit *e, struct bt_vcpu *c)
+{
+    for (unsigned g = 0; g < 13; g++)
+        e_store(e, guest_to_host[g], &c->gpr[g]);
+}
+static void load_all(struct bt_emit *e, struct bt_vcpu *c)
+{
+    for (unsigned g = 0; g < 13; g++)
+        e_load(e, guest_to_host[g], &c->gpr[g]);
+}
+static void load_caller_saved(struct bt_emit *e, struct bt_vcpu *c)
+{
+    static const uint8_t regs[] = {0, 1, 2, 6, 7, 8, 9, 10, 11};
+    for (unsigned i = 0; i < sizeof(regs); i++)
+        e_load(e, guest_to_host[regs[i]], &c->gpr[regs[i]]);
+}
+static void call_c(struct bt_emit *e, struct bt_vcpu *c, void *fn)
+{
+    e_mov_imm(e, H_RDI, (uintptr_t)c);
+    e_mov_imm(e, H_RAX, (uintptr_t)fn);
+    e_call_r(e, H_RAX);
+}
+/* Guest vector state back into the registers if C had to save it. */
+static void fp_restore(struct bt_emit *e, struct bt_vcpu *c)
+{
+    e_cmp_abs8(e, &c->fp_live, 0);
+    e8(e, 0x75); /* jne over */
+    uint8_t *over = e->p;
+    e8(e, 0);
+    e_mov_imm(e, H_RAX, (uint32_t)c->vm->host_xcr0);
+    e_mov_imm(e, H_RDX, (uint32_t)(c->vm->host_xcr0 >> 32));
+    e8(e, 0x48); /* xrstor64 [abs] */
+    e8(e, 0x0f);
+    e8(e, 0xae);
+    e_mod_abs(e, 5, e_abs(c->xsave));
+    e_store8_imm(e, &c->fp_live, 1);
+    *over = (uint8_t)(e->p - over - 1);
+}
+
+/* Back from C into the middle of the running block: its return address is at
+ * [rsp]. Kicked meanwhile: unlink the block first. */
+static void back_to_block(struct bt_emit *e, struct bt_vcpu *c)
+{
+    e_store8_imm(e, &c->in_code, 1);
+    e_cmp_abs32(e, (void *)&c->pending, 0);
+    e8(e, 0x74); /* je over */
+    uint8_t *over = e->p;
+    e8(e, 0);
+    e_store8_imm(e, &c->in_code, 2);
+    e_alu_ri(e, 1, 5, H_RSP, 8);
+    call_c(e, c, (void *)bt_unlink_running);
+    e_alu_ri(e, 1, 0, H_RSP, 8);
+    e_store8_imm(e, &c->in_code, 1);
+    *over = (uint8_t)(e->p - over - 1);
+}
+
+void bt_stubs_emit(struct bt_vcpu *c)
+{
+    struct bt_cache *k = c->cache;
+    struct bt_emit em = {(uint8_t *)(uintptr_t)k->stubs_start, (uint8_t *)(uintptr_t)k->stubs_end}, *e = &em;
+
+    /* leave: complete state in *c; return to the dispatcher */
+    k->stub_leave = e_here(e);
+    e_store8_imm(e, &c->in_code, 0);
+    e_alu_ri(e, 1, 0, H_RSP, 8);
+    e8(e, 0x41); e8(e, 0x5f); /* pop r15 */
+    e8(e, 0x41); e8(e, 0x5e);
+    e8(e, 0x41); e8(e, 0x5d);
+    e8(e, 0x41); e8(e, 0x5c);
+    e8(e, 0x5d);
+    e8(e, 0x5b);
+    e8(e, 0xc3);
+
+    /* go: rax = host address of a block's ind or a entry, or of leave */
+    k->stub_go = e_here(e);
+    e_store(e, H_RAX, &k->last_ret);
+    e_store8_imm(e, &c->in_code, 1);
+    e_cmp_abs32(e, (void *)&c->pending, 0);
+    e_jcc(e, CC_NE, k->stub_leave);
+    e_mov_rr(e, H_R15, H_RAX);
+    fp_restore(e, c);
+    load_all(e, c);
+    e_load(e, H_R14, &c->rip);
+    e_jmp_r(e, H_R15);
+
+    /* enter(c, host): from C */
+    k->enter = (void (*)(struct bt_vcpu *, uint64_t))(uintptr_t)e->p;
+    e8(e, 0x53);
+    e8(e, 0x55);
+    e8(e, 0x41); e8(e, 0x54);
+    e8(e, 0x41); e8(e, 0x55);
+    e8(e, 0x41); e8(e, 0x56);
+    e8(e, 0x41); e8(e, 0x57);
+    e_alu_ri(e, 1, 5, H_RSP, 8);
+    e_mov_rr(e, H_RAX, H_RSI);
+    e_jmp(e, k->stub_go);
+
+    /* slow: r14 = linear address, r15d = description; returns r14 = host address */
+    k->stub_slow = e_here(e);
+    spill_all(e, c);
+    e_store8_imm(e, &c->in_code, 2);
+    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
+    e_store(e, H_RAX, &k->helper_ret);
+    e_store(e, H_RAX, &k->last_ret);
+    e_mov_rr(e, H_RSI, H_R14);
+    e_mov32_rr(e, H_RDX, H_R15);
+    e_alu_ri(e, 1, 5, H_RSP, 8);
+    call_c(e, c, (void *)bt_slow_c);
+    e_alu_ri(e, 1, 0, H_RSP, 8);
+    e_mov_rr(e, H_R14, H_RAX);
+    e_store_imm(e, &k->helper_ret, 0);
+    back_to_block(e, c);
+    fp_restore(e, c);
+    load_caller_saved(e, c);
+    e8(e, 0xc3);
+
+    /* commit: after the instruction of a careful block; keeps flags in the slot */
+    k->stub_commit = e_here(e);
+    spill_all(e, c);
+    e_store8_imm(e, &c->in_code, 2);
+    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
+    e_store(e, H_RAX, &k->helper_ret);
+    e_store(e, H_RAX, &k->last_ret);
+    e_alu_ri(e, 1, 5, H_RSP, 8);
+    call_c(e, c, (void *)bt_commit_c);
+    e_alu_ri(e, 1, 0, H_RSP, 8);
+    e_store_imm(e, &k->helper_ret, 0);
+    back_to_block(e, c);
+    fp_restore(e, c);
+    load_caller_saved(e, c);
+    e8(e, 0xc3);
+
+    /* segment check of a careful block: r14 = offset, r15d = seg | size << 8 | write << 30; returns linear in r14 */
+    k->stub_segfault = e_here(e);
+    spill_all(e, c);
+    e_store8_imm(e, &c->in_code, 2);
+    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
+    e_store(e, H_RAX, &k->helper_ret);
+    e_store(e, H_RAX, &k->last_ret);
+    e_mov_rr(e, H_RSI, H_R14);
+    e_mov32_rr(e, H_RDX, H_R15);
+    e_alu_ri(e, 1, 5, H_RSP, 8);
+    call_c(e, c, (void *)bt_seg_c);
+    e_alu_ri(e, 1, 0, H_RSP, 8);
+    e_mov_rr(e, H_R14, H_RAX);
+    e_store_imm(e, &k->helper_ret, 0);
+    back_to_block(e, c);
+    fp_restore(e, c);
+    load_caller_saved(e, c);
+    e8(e, 0xc3);
+
+    /* careful: called in the middle of a block: run this instruction again, alone */
+    k->stub_careful = e_here(e);
+    spill_all(e, c);
+    e_store8_imm(e, &c->in_code, 2);
+    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
+    e_store(e, H_RAX, &k->helper_ret);
+    e_alu_ri(e, 1, 5, H_RSP, 8);
+    call_c(e, c, (void *)bt_careful_c);
+
+    /* irq: called after STI when an interrupt waits */
+    k->stub_irq = e_here(e);
+    spill_all(e, c);
+    e_store8_imm(e, &c->in_code, 2);
+    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
+    e_store(e, H_RAX, &k->last_ret);
+    e8(e, 0xf0); /* lock or dword [pending], BT_PEND_IRQ */
+    e8(e, 0x83);
+    e_mod_abs(e, 1, e_abs((void *)&c->pending));
+    e8(e, BT_PEND_IRQ);
+    back_to_block(e, c);
+    load_caller_saved(e, c);
+    e8(e, 0xc3);
+
+    /* op: called; r14 = struct bt_op; c->rip set; flags in the slot */
+    k->stub_op = e_here(e);
+    spill_all(e, c);
+    e_store8_imm(e, &c->in_code, 2);
+    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
+    e_store(e, H_RAX, &k->last_ret);
+    e_mov_rr(e, H_RSI, H_R14);
+    e_alu_ri(e, 1, 5, H_RSP, 8);
+    call_c(e, c, (void *)bt_op_next_c);
+    e_alu_ri(e, 1, 0, H_RSP, 8);
+    e_rr(e, 1, 0x85, H_RAX, H_RAX); /* test */
+    e8(e, 0x74);                    /* je on */
+    uint8_t *on = e->p;
+    e8(e, 0);
+    e_alu_ri(e, 1, 0, H_RSP, 8); /* leave the block: drop the return address */
+    e_jmp(e, k->stub_go);
+    *on = (uint8_t)(e->p - on - 1);
+    back_to_block(e, c);
+    fp_restore(e, c);
+    load_all(e, c);
+    e8(e, 0xc3);
+
+    /* op_end: jumped to */
+    k->stub_op_end = e_here(e);
+    spill_all(e, c);
+    e_store8_imm(e, &c->in_code, 2);
+    e_mov_rr(e, H_RSI, H_R14);
+    call_c(e, c, (void *)bt_op_end_c);
+    e_jmp(e, k->stub_go);
+
+    /* jc_miss: r14 = rip, flags in the slot */
+    for (unsigned t = 0; t < 2; t++) {
+        k->stub_jc_miss[t] = e_here(e);
+        spill_all(e, c);
+        e_store(e, H_R14, &c->rip);
+        e_store8_imm(e, &c->in_code, 2);
+        call_c(e, c, (void *)bt_next_c);
+        e_jmp(e, k->stub_go);
+    }
+
+    /* exit: r15d = exit index, flags in the slot */
+    k->stub_exit = e_here(e);
+    spill_all(e, c);
+    e_store8_imm(e, &c->in_code, 2);
+    e_mov32_rr(e, H_RSI, H_R15);
+    call_c(e, c, (void *)bt_exit_c);
+    e_jmp(e, k->stub_go);
+    k->stubs_end = e_here(e);
+}

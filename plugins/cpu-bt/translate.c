@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plugins/cpu-bt/translate.c - makes one block: decode, liveness of flags,
+ * code, exits, cold paths. Ordinary C: called with guest vector state saved.
+ */
+#include "translate.h"
+#include "trans.h"
+#include <stdlib.h>
+
+void bt_codepage_mark(struct bt_vcpu *c, uint64_t pa, unsigned len);
+
+struct trans *bt_trans_create(struct bt_vcpu *c)
+{
+    struct trans *t = calloc(1, sizeof(*t));
+    if (!t)
+        return NULL;
+    t->c = c;
+    t->k = c->cache;
+    ZydisDecoderInit(&t->dec64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+    ZydisDecoderInit(&t->dec32, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
+    ZydisDecoderInit(&t->dec16, ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
+    return t;
+}
+void bt_trans_destroy(struct trans *t) { free(t); }
+
+/* --- exits -------------------------------------------------------------------- */
+static uint32_t new_exit(struct trans *t, unsigned kind, uint8_t *site, uint64_t target)
+{
+    struct bt_cache *k = t->k;
+    uint32_t i = k->n_exits++;
+    struct bt_exit *x = &k->exits[i];
+    memset(x, 0, sizeof(*x));
+    x->kind = (uint8_t)kind;
+    x->site = e_abs(site);
+    x->target = target;
+    x->from = bt_block_index(t->c, t->b);
+    x->flags_in_slot = !t->in_reg;
+    t->b->n_exits++;
+    return i;
+}
+
+static bool same_page(const struct trans *t, uint64_t target)
+{
+    return !(((target + t->cs_base) ^ (t->rip + t->cs_base)) >> 12);
+}
+/* Programs' jumps to other pages go through the jump cache, whose entries die
+ * with the address space. The supervisor's are chained and checked on flushes. */
+static bool through_jump_cache(const struct trans *t, uint64_t target) { return t->cpl3 && !same_page(t, target); }
+
+static void jump_cache_const(struct trans *t, uint64_t target)
+{
+    struct bt_emit *e = &t->e;
+    gen_flags_save(t);
+    e_mov_imm(e, H_R14, target);
+    e_load32(e, H_R15, &t->c->jc[t->cpl3][(uint16_t)target]);
+    uint32_t i = new_exit(t, BT_EXIT_INDIRECT, e->p, target);
+    t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
+    e_jmp_r(e, H_R15);
+    e8(e, 0xcc);
+    e8(e, 0xcc);
+}
+
+void gen_exit(struct trans *t, uint64_t target)
+{
+    struct bt_emit *e = &t->e;
+    if (through_jump_cache(t, target)) {
+        jump_cache_const(t, target);
+        return;
+    }
+    e8(e, 0xe9);
+    uint8_t *site = e->p;
+    e32(e, 0);
+    uint32_t i = new_exit(t, BT_EXIT_DIRECT, site, target);
+    struct cold *x = trans_cold(t, COLD_EXIT, site);
+    x->exit = i;
+    x->save_flags = t->in_reg && !t->in_slot;
+}
+
+uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target)
+{
+    struct bt_emit *e = &t->e;
+    if (through_jump_cache(t, target)) {
+        bool in_reg = t->in_reg, in_slot = t->in_slot;
+        e8(e, 0x70 | (cc ^ 1));
+        uint8_t *over = e->p;
+        e8(e, 0);
+        jump_cache_const(t, target);
+        *over = (uint8_t)(e->p - over - 1);
+        t->in_reg = in_reg;
+        t->in_slot = in_slot;
+        return over;
+    }
+    uint8_t *site = e_jcc(e, cc, 0);
+    uint32_t i = new_exit(t, BT_EXIT_DIRECT, site, target);
+    struct cold *x = trans_cold(t, COLD_EXIT, site);
+    x->exit = i;
+    x->save_flags = t->in_reg && !t->in_slot;
+    return site;
+}
+
+/* r14 = target RIP; flags must get into the slot */
+void gen_exit_indirect(struct trans *t)
+{
+    struct bt_emit *e = &t->e;
+    gen_flags_save(t);
+    e_movzx16(e, H_R15, H_R14);
+    e_r_sib(e, 0, 0x8b, H_R15, -1, H_R15, 2, (int32_t)e_abs(t->c->jc[t->cpl3]));
+    uint32_t i = new_exit(t, BT_EXIT_INDIRECT, e->p, 0);
+    t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
+    e_jmp_r(e, H_R15);
+    e8(e, 0xcc);
+    e8(e, 0xcc);
+}
+
+/* --- decoding --------------------------------------------------------------------- */
+static bool ends_block(const struct insn *x)
+{
+    switch (x->kind) {
+    case K_JCC: case K_JMP: case K_CALL: case K_RET: case K_JMP_IND: case K_CALL_IND: case K_LOOP:
+        return true;
+    case K_OP:
+        return x->op_kind != KIND_NEXT;
+    default:
+        return false;
+    }
+}
+
+/* Fills t->insn; returns the page of the tail if the block straddles, else 0. */
+static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
+{
+    struct bt_vcpu *c = t->c;
+    const ZydisDecoder *dec = t->code64 ? &t->dec64 : t->code32 ? &t->dec32 : &t->dec16;
+    unsigned room = 4096 - (unsigned)(pa & 0xfff), at = 0;
+    unsigned max = t->mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE) ? 1 : BT_MAX_INSNS;
+    uint64_t pa2 = 0;
+    bool last = false;
+    t->n = 0;
+    while (t->n < max && at < room) {
+        struct insn *x = &t->insn[t->n];
+        unsigned here = room - at < 15 ? room - at : 15;
+        bt_codepage_mark(c, pa + at, here);
+        memset(x->bytes, 0, sizeof(x->bytes));
+        memcpy(x->bytes, host + at, here);
+        x->rip = t->code64 ? t->rip + at : (uint32_t)(t->rip + at);
+        ZyanStatus st = ZydisDecoderDecodeFull(dec, x->bytes, here, &x->d, x->op);
+        if (!ZYAN_SUCCESS(st) && here < 15 && st == ZYDIS_STATUS_NO_MORE_DATA) {
+            if (t->n)
+                break; /* let it be the first of its own block: it may fault */
+            uint64_t lin = x->rip + t->cs_base + here, p;
+            if (!t->code64)
+                lin = (uint32_t)lin;
+            const uint8_t *h2 = bt_code_page(c, lin, &p);
+            bt_codepage_mark(c, p, 15 - here);
+            memcpy(x->bytes + here, h2, 15 - here);
+            st = ZydisDecoderDecodeFull(dec, x->bytes, 15, &x->d, x->op);
+            pa2 = p & ~0xfffull;
+            last = true;
+        }
+        if (!ZYAN_SUCCESS(st)) {
+            memset(&x->d, 0, sizeof(x->d));
+            x->d.length = 1;
+            x->d.operand_width = 32;
+            x->d.address_width = 32;
+            x->kind = K_OP;
+            x->op_id = st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? BT_OP_gp0 : BT_OP_ud;
+            x->op_kind = KIND_JUMP;
+            x->f_read = x->f_write = ALL_FLAGS;
+            x->f_kill = 0;
+            t->n++;
+            return pa2;
+        }
+        trans_classify(t, x);
+        at += x->d.length;
+        t->n++;
+        if (ends_block(x) || last)
+            break;
+        if (x->kind == K_STI) {
+            /* exactly one more instruction, then interrupts may come */
+            if (t->n >= max || room - at < 15) {
+                x->kind = K_OP; /* no room for it here: the C op casts the shadow */
+                x->op_id = BT_OP_sti;
+                x->op_kind = KIND_END;
+                x->f_read = x->f_write = ALL_FLAGS;
+                x->f_kill = 0;
+                break;
+            }
+            max = t->n + 1;
+        }
+    }
+    return pa2;
+}
+
+static void liveness(struct trans *t)
+{
+    uint32_t live = ALL_FLAGS;
+    for (unsigned i = t->n; i-- > 0;) {
+        t->insn[i].live_after = live;
+        live = live_before(&t->insn[i]);
+    }
+}
+
+/* --- cold paths ----------------------------------------------------------------------- */
+static void emit_cold(struct trans *t)
+{
+    struct bt_cache *k = t->k;
+    struct bt_emit cold = {k->cold_p, k->cold_end}, *e = &cold;
+    for (unsigned i = 0; i < t->n_cold; i++) {
+        struct cold *x = &t->cold[i];
+        e_patch32(x->site, e_here(e));
+        trans_map(t, &t->map[t->n_map++], e_here(e), x->off);
+        switch (x->type) {
+        case COLD_SLOW:
+            if (x->indexed)
+                e_r_base(e, 1, 0x33, H_R14, H_R15, (int32_t)x->tag_abs);
+            else
+                e_r_abs(e, 1, 0x33, H_R14, x->tag_abs);
+            e_mov_imm(e, H_R15, x->desc);
+            e_call(e, k->stub_slow);
+            e_jmp(e, x->rejoin);
+            break;
+        case COLD_EXIT:
+            k->exits[x->exit].stub = e_here(e);
+            if (x->save_flags) {
+                e_mov_rr(e, H_R15, H_RAX);
+                e8(e, 0x9f);
+                e8(e, 0x0f);
+                e8(e, 0x90);
+                e8(e, 0xc0);
+                e_store32(e, H_RAX, &t->c->flags_slot);
+                e_mov_rr(e, H_RAX, H_R15);
+            }
+            e_mov_imm(e, H_R15, x->exit);
+            e_jmp(e, k->stub_exit);
+            break;
+        case COLD_IRQ:
+            e_call(e, k->stub_irq);
+            e_jmp(e, x->rejoin);
+            break;
+        case COLD_CAREFUL:
+            e_call(e, k->stub_careful);
+            e8(e, 0xcc);
+            break;
+        }
+    }
+    k->cold_p = e->p;
+}
+
+bool bt_cache_room(struct bt_vcpu *c)
+{
+    struct bt_cache *k = c->cache;
+    return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 &&
+           k->n_blocks + 2 < BT_MAX_BLOCKS && k->n_exits + 16 < BT_MAX_EXITS &&
+           k->n_map + BT_MAX_INSNS * 8 < BT_MAX_MAP && k->n_pages + 4 < k->max_pages;
+}
+
+struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, uint64_t pa, const uint8_t *host)
+{
+    struct trans *t = c->trans;
+    struct bt_cache *k = c->cache;
+    struct bt_emit *e = &t->e;
+    uint64_t t0 = bt_host_tsc();
+    t->mode = mode;
+    t->cpl3 = (mode & BT_MODE_CPL) == 3;
+    t->code64 = (mode & BT_MODE_CODE) == BT_MODE_CODE64;
+    t->code32 = (mode & BT_MODE_CODE) == BT_MODE_CODE32;
+    t->careful = (mode & BT_MODE_CAREFUL) != 0;
+    t->flat = (mode & BT_MODE_FLAT) != 0;
+    t->rip = rip;
+    t->cs_base = t->code64 ? 0 : c->seg_base[BT_CS];
+    t->n_cold = t->n_map = 0;
+    t->rsp_bias = 0;
+    t->cur = NULL;
+
+    uint64_t pa2 = decode_block(t, pa, host);
+    liveness(t);
+
+    uint32_t bi = k->n_blocks;
+    struct bt_block *b = &k->blocks[bi];
+    memset(b, 0, sizeof(*b));
+    t->b = b;
+    b->rip = rip;
+    b->pa = pa;
+    b->pa2 = pa2;
+    b->mode = mode;
+    b->cs_base = t->cs_base;
+    b->exits = k->n_exits;
+    b->cold = e_abs(k->cold_p);
+    b->live_in = live_before(&t->insn[0]) != 0;
+    e->p = (uint8_t *)(((uintptr_t)k->hot_p + 15) & ~15ull);
+    e->end = k->hot_end;
+    b->ind = e_here(e);
+    if ((int64_t)rip == (int32_t)rip) {
+        e8(e, 0x49); /* cmp r14, imm32 */
+        e8(e, 0x81);
+        e_mod_rr(e, 7, H_R14);
+        e32(e, (uint32_t)rip);
+    } else {
+        e_mov_imm(e, H_R15, rip);
+        e_rr(e, 1, 0x3b, H_R14, H_R15);
+    }
+    e_jcc(e, CC_NE, k->stub_jc_miss[t->cpl3]);
+    b->a = e_here(e);
+    t->in_reg = false;
+    t->in_slot = b->live_in;
+    gen_flags_restore(t);
+    b->b = e_here(e);
+    t->in_slot = false;
+    for (unsigned i = 0; i < t->n; i++) {
+        struct insn *x = &t->insn[i];
+        t->cur = x;
+        trans_map(t, &t->map[t->n_map++], e_here(e), (unsigned)(x->rip - rip));
+        gen_insn(t, x);
+    }
+    struct insn *lastx = &t->insn[t->n - 1];
+    if (!ends_block(lastx)) {
+        trans_map(t, &t->map[t->n_map++], e_here(e), (unsigned)(lastx->rip + lastx->d.length - rip));
+        gen_exit(t, next_rip(t, lastx));
+    }
+    b->end = e_here(e);
+    k->hot_p = e->p;
+    emit_cold(t);
+    b->cold_end = e_abs(k->cold_p);
+    if (b->cold_end == b->cold)
+        b->cold_end = e_abs(++k->cold_p);
+    b->map = k->n_map;
+    b->n_map = (uint16_t)t->n_map;
+    memcpy(&k->map[k->n_map], t->map, t->n_map * sizeof(t->map[0]));
+    k->n_map += t->n_map;
+    b->n_insns = (uint8_t)t->n;
+    b->len = (uint16_t)(lastx->rip + lastx->d.length - rip);
+    k->n_blocks++;
+    bt_block_insert(c, b);
+    c->st.blocks++;
+    c->st.insns_translated += t->n;
+    c->st.translate_ns += bt_host_tsc() - t0;
+    c->st.code_bytes = (uint64_t)(k->hot_p - k->hot) + (uint64_t)(k->cold_p - k->cold);
+    return b;
+}
