@@ -14,7 +14,8 @@
 include $(top_srcdir)/common.mk
 
 plugindir = $(libdir)/hvx/plugins
-AM_CPPFLAGS = -I$(top_builddir) -I$(srcdir) -I$(top_srcdir)/sdk/include
+# -iquote: a file here named like a system header must not shadow it.
+AM_CPPFLAGS = -I$(top_builddir) -iquote $(srcdir) -I$(top_srcdir)/sdk/include
 AM_CFLAGS += -fvisibility=hidden
 PLUGIN_LDFLAGS = -module -avoid-version -shared $(HVX_LDFLAGS) $(HVX_ZDEFS) -Wl,-z,now \
     -export-symbols-regex '^hvx_plugin_'

@@ -71,7 +71,7 @@ if "$hvx" run --help >/dev/null 2>&1 && [ "$(find "$dir" -path '*hvx/plugins/*.s
 fi
 if [ $runnable = yes ]; then
     installed=$(dirname "$(find "$dir" -path '*/lib*/hvx/plugins/*.so' | head -n 1)")
-    HVX_PLUGIN_DIR=$installed:$dir/plugins timeout 60 "$hvx" run --engine "${HVX_TEST_ENGINE:-auto}" --memory 32M --net none \
+    HVX_PLUGIN_DIR=$installed:$dir/plugins timeout 60 "$hvx" run --engine "${HVX_TEST_ENGINE:-auto}" --debug-exit --memory 32M --net none \
         --kernel guest.elf --device adder >"$dir/out" 2>&1 </dev/null
     status=$?
     echo "status $status" >>"$dir/out"
