@@ -236,6 +236,21 @@ static void test_requests_outside_the_disk_fail(void **state)
     instance_close(&f.i);
 }
 
+static void test_requests_without_header_or_status_break_the_device(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 3; i++) {
+        struct fixture f;
+        open_variant(&f, &variants[3]);
+        struct seg s[] = {{f.header, i == 0 ? 15 : 16, false}, {f.status, i == 1 ? 0 : 1, i != 2}};
+        put_header(&f, 0, VIRTIO_BLK_T_FLUSH, 0);
+        drv_add(f.d, f.q, s, 2);
+        drv_kick(f.d, f.q);
+        assert_true(drv_status(f.d) & VIRTIO_CONFIG_S_NEEDS_RESET);
+        instance_close(&f.i);
+    }
+}
+
 static void test_host_errors_become_status_bytes(void **state)
 {
     (void)state;
@@ -506,6 +521,7 @@ int main(void)
         cmocka_unit_test(test_buffers_may_be_cut_anywhere),
         cmocka_unit_test(test_a_chain_of_seg_max_data_segments_works),
         cmocka_unit_test(test_requests_outside_the_disk_fail),
+        cmocka_unit_test(test_requests_without_header_or_status_break_the_device),
         cmocka_unit_test(test_host_errors_become_status_bytes),
         cmocka_unit_test(test_read_only_disks_refuse_writes),
         cmocka_unit_test(test_discard_and_write_zeroes),

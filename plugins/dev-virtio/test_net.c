@@ -138,6 +138,30 @@ static void test_many_frames_in_one_notification(void **state)
     instance_close(&f.i);
 }
 
+/* One notification does a bounded amount of work; the rest follows from the loop. */
+static void test_a_long_queue_is_served_in_portions(void **state)
+{
+    (void)state;
+    struct fixture f;
+    open_net(&f, "netdev=net0,queue-size=1024", true, ALL, 3);
+    for (unsigned i = 0; i < 1000; i++)
+        drv_add(f.d, f.tx, &(struct seg){f.tx_buf, 112, false}, 1);
+    assert_true(drv_kick(f.d, f.tx));
+    assert_int_equal(hvxtest_nic_sent(f.i.vm, "net0"), 256);
+    hvxtest_step_ns(f.i.vm, 1);
+    assert_int_equal(hvxtest_nic_sent(f.i.vm, "net0"), 1000);
+    assert_int_equal(hvxtest_next_deadline(f.i.vm), ~0ull);
+    /* The same while a reset comes in between: nothing is sent for a driver that is gone. */
+    for (unsigned i = 0; i < 600; i++)
+        drv_add(f.d, f.tx, &(struct seg){f.tx_buf, 112, false}, 1);
+    drv_kick(f.d, f.tx);
+    assert_int_equal(hvxtest_nic_sent(f.i.vm, "net0"), 1256);
+    drv_set_status(f.d, 0);
+    hvxtest_step_ns(f.i.vm, 1000);
+    assert_int_equal(hvxtest_nic_sent(f.i.vm, "net0"), 1256);
+    instance_close(&f.i);
+}
+
 static void test_transmit_offloads(void **state)
 {
     (void)state;
@@ -496,6 +520,14 @@ static void test_multiqueue(void **state)
         on[q]++;
     }
     assert_true(on[0] && on[1]);
+    /* IPv6 and anything else find a queue too. */
+    memcpy(f.frame + 12, "\x86\xdd", 2);
+    f.frame[20] = 17;
+    give_buffers(&f, 0, 4, BUF);
+    for (unsigned i = 0; i < 2; i++)
+        drv_add(f.d, &f.d->q[2], &(struct seg){f.rx_buf + i * BUF, BUF, true}, 1);
+    assert_int_equal(inject(&f, 100, NULL), 1);
+    assert_int_equal(inject(&f, 20, NULL), 1);
     /* The second transmit queue works too. */
     uint8_t *p = drv_mem(f.d, f.tx_buf, 112);
     memset(p, 0, 12);
@@ -598,6 +630,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_frames_leave_the_guest),
         cmocka_unit_test(test_many_frames_in_one_notification),
+        cmocka_unit_test(test_a_long_queue_is_served_in_portions),
         cmocka_unit_test(test_transmit_offloads),
         cmocka_unit_test(test_bad_transmit_chains_break_the_device),
         cmocka_unit_test(test_frames_reach_the_guest),

@@ -548,6 +548,65 @@ static void test_rng_fills_what_it_says(void **state)
     instance_close(&f.i);
 }
 
+static void test_rng_state_travels(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct hvx_error err = {0};
+    uint8_t *buf;
+    size_t n;
+    open_rng(&f, "packed=on", true, PACKED);
+    for (unsigned i = 0; i < 100; i++)
+        assert_true(serve_one(&f, 16));
+    hvxtest_pci_msix(f.d->pci, 1, 0xfee01000, 0x41, false);
+    drv_set_vectors(f.d, 0, 1, 0);
+    assert_int_equal(hvxtest_save(f.i.type->state, f.i.dev, 1, &buf, &n), 0);
+    int id = drv_add(f.d, f.q, &(struct seg){f.data, 8, true}, 1); /* while the VM is away */
+    f.i.type->reset(f.i.dev);
+    assert_int_equal(hvxtest_load(f.i.type->state, f.i.dev, 1, buf, n, &err), 0);
+    hvxtest_step_ns(f.i.vm, 1000);
+    assert_int_equal(drv_used(f.d, f.q, NULL), id);
+    assert_int_equal(hvxtest_msi_count(f.i.vm), 1);
+    assert_int_equal(drv_status(f.d), 0xf);
+    f.q->kicked = f.q->avail_idx;
+    for (unsigned i = 0; i < 100; i++)
+        assert_true(serve_one(&f, 16));
+    instance_close(&f.i);
+    /* A device that offers less than what was agreed on refuses. */
+    open_rng(&f, "", true, RING);
+    assert_int_equal(hvxtest_load(f.i.type->state, f.i.dev, 1, buf, n, &err), -EINVAL);
+    instance_close(&f.i);
+    free(buf);
+}
+
+static void test_creation_failures_leave_nothing(void **state)
+{
+    (void)state;
+    static const char *const types[][2] = {{"virtio-rng", ""}, {"virtio-net", "netdev=net0"}, {"virtio-console", ""}};
+    for (unsigned k = 0; k < 3; k++) {
+        const struct hvx_device_type *t = device_type(types[k][0]);
+        struct hvx_vm *vm = hvxtest_new(NULL);
+        struct hvx_config *c = hvxtest_config(t->options, types[k][1]);
+        struct hvx_error err = {0};
+        void *ctx, *dev = NULL;
+        hvxtest_nic_add(vm, "net0");
+        assert_int_equal(hvx_plugin_dev_virtio.init(hvxtest_host(), NULL, &ctx, &err), 0);
+        for (unsigned n = 1;; n++) {
+            hvxtest_fail_nth(vm, n);
+            int r = t->create(ctx, vm, c, &dev, &err);
+            if (hvxtest_fail_nth(vm, 0))
+                break;
+            assert_true(r < 0);
+            assert_int_equal(hvxtest_leftovers(vm, NULL, 0), 0);
+        }
+        t->destroy(dev);
+        t->destroy(NULL);
+        hvxtest_config_free(c);
+        hvx_plugin_dev_virtio.fini(ctx);
+        hvxtest_free(vm);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -568,6 +627,8 @@ int main(void)
         cmocka_unit_test(test_queue_order_of_operations),
         cmocka_unit_test(test_rng_rate_limit),
         cmocka_unit_test(test_rng_fills_what_it_says),
+        cmocka_unit_test(test_rng_state_travels),
+        cmocka_unit_test(test_creation_failures_leave_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
