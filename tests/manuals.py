@@ -22,7 +22,7 @@ def manual(path):
 
 
 def has_word(text, word):
-    return re.search(r"(?<![\w-])" + re.escape(word) + r"(?![\w-])", text) is not None
+    return re.search(r"(?<![\w-])" + re.escape(word) + r"(?![\w-])", text, re.I) is not None
 
 
 os.environ.pop("HVX_CONF", None)
