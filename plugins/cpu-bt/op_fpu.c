@@ -28,12 +28,6 @@ struct image {
     __attribute__((aligned(64))) uint8_t b[HVX_XSAVE_MAX];
 };
 
-static inline uint64_t get64(const uint8_t *p) { return *(const uint64_t __attribute__((may_alias, aligned(1))) *)p; }
-static inline uint32_t get32(const uint8_t *p) { return *(const uint32_t __attribute__((may_alias, aligned(1))) *)p; }
-static inline void put64(uint8_t *p, uint64_t v) { *(uint64_t __attribute__((may_alias, aligned(1))) *)p = v; }
-static inline void put16(uint8_t *p, uint16_t v) { *(uint16_t __attribute__((may_alias, aligned(1))) *)p = v; }
-static inline uint16_t get16(const uint8_t *p) { return *(const uint16_t __attribute__((may_alias, aligned(1))) *)p; }
-
 static void need_fpu(struct bt_vcpu *c)
 {
     if (c->cr0 & (BT_CR0_EM | BT_CR0_TS))
@@ -62,9 +56,9 @@ void bt_op_fxsave(struct bt_vcpu *c, const struct bt_op *op)
     bt_probe(c, lin, 512, bt_acc(c) | BT_ACC_WRITE);
     sys_fp_live(c);
     __asm__ volatile("fxsave64 %0" : "=m"(m));
-    put16(m.b + 6, 0);
-    put64(m.b + 8, 0);
-    put64(m.b + 16, 0);
+    sys_put16(m.b + 6, 0);
+    sys_put64(m.b + 8, 0);
+    sys_put64(m.b + 16, 0);
     bt_write_bytes(c, lin, m.b, used, bt_acc(c) | BT_ACC_WRITE);
 }
 
@@ -75,11 +69,11 @@ void bt_op_fxrstor(struct bt_vcpu *c, const struct bt_op *op)
     need_fpu(c);
     uint64_t lin = area_lin(c, op, 512, 16, false);
     bt_read_bytes(c, lin, m.b, 512, bt_acc(c));
-    if (get32(m.b + 24) & ~MXCSR_MASK)
+    if (sys_get32(m.b + 24) & ~MXCSR_MASK)
         sys_gp0(c);
-    put16(m.b + 6, 0);
-    put64(m.b + 8, 0);
-    put64(m.b + 16, 0);
+    sys_put16(m.b + 6, 0);
+    sys_put64(m.b + 8, 0);
+    sys_put64(m.b + 16, 0);
     sys_fp_live(c);
     __asm__ volatile("fxrstor64 %0" ::"m"(m));
 }
@@ -193,10 +187,10 @@ static void save_standard(struct bt_vcpu *c, const struct bt_op *op, bool skip_i
     sys_zero(m.b + XSTATE_HEADER, 64);
     sys_fp_live(c);
     __asm__ volatile("xsave64 %0" : "+m"(m) : "a"((uint32_t)rfbm), "d"((uint32_t)(rfbm >> 32)));
-    put16(m.b + 6, 0);
-    put64(m.b + 8, 0);
-    put64(m.b + 16, 0);
-    uint64_t inuse = get64(m.b + XSTATE_HEADER) & rfbm;
+    sys_put16(m.b + 6, 0);
+    sys_put64(m.b + 8, 0);
+    sys_put64(m.b + 16, 0);
+    uint64_t inuse = sys_get64(m.b + XSTATE_HEADER) & rfbm;
     store_image(c, lin, &m, rfbm, skip_init ? inuse : rfbm, 0);
     bt_write(c, lin + XSTATE_HEADER, 8, (old & ~rfbm) | inuse, bt_acc(c) | BT_ACC_WRITE);
 }
@@ -216,21 +210,21 @@ static void save_compacted(struct bt_vcpu *c, const struct bt_op *op)
         uint8_t *p = host;
         sys_fp_live(c);
         __asm__ volatile("xsavec64 (%0)" ::"r"(p), "a"((uint32_t)rfbm), "d"((uint32_t)(rfbm >> 32)) : "memory");
-        if (get64(p + XSTATE_HEADER) & XFEATURE_X87) {
-            put16(p + 6, 0);
-            put64(p + 8, 0);
-            put64(p + 16, 0);
+        if (sys_get64(p + XSTATE_HEADER) & XFEATURE_X87) {
+            sys_put16(p + 6, 0);
+            sys_put64(p + 8, 0);
+            sys_put64(p + 16, 0);
         }
         return;
     }
     bt_probe(c, lin, size, bt_acc(c) | BT_ACC_WRITE);
     sys_fp_live(c);
     __asm__ volatile("xsavec64 %0" : "=m"(m) : "a"((uint32_t)rfbm), "d"((uint32_t)(rfbm >> 32)));
-    put16(m.b + 6, 0);
-    put64(m.b + 8, 0);
-    put64(m.b + 16, 0);
-    store_image(c, lin, &m, rfbm, get64(m.b + XSTATE_HEADER) & rfbm, xcomp);
-    bt_write_bytes(c, lin + XSTATE_HEADER, m.b + XSTATE_HEADER, 64, bt_acc(c) | BT_ACC_WRITE);
+    sys_put16(m.b + 6, 0);
+    sys_put64(m.b + 8, 0);
+    sys_put64(m.b + 16, 0);
+    store_image(c, lin, &m, rfbm, sys_get64(m.b + XSTATE_HEADER) & rfbm, xcomp);
+    bt_write_bytes(c, lin + XSTATE_HEADER, m.b + XSTATE_HEADER, 16, bt_acc(c) | BT_ACC_WRITE);
 }
 
 void bt_op_xsave(struct bt_vcpu *c, const struct bt_op *op) { save_standard(c, op, false); }
@@ -250,10 +244,10 @@ void bt_op_xsaves(struct bt_vcpu *c, const struct bt_op *op)
 /* Is the header one that XRSTOR accepts? */
 static bool header_ok(const struct bt_vcpu *c, const uint8_t *h, bool supervisor)
 {
-    uint64_t bv = get64(h), xcomp = get64(h + 8), reserved = 0, valid = c->xcr0 & XFEATURES;
+    uint64_t bv = sys_get64(h), xcomp = sys_get64(h + 8), reserved = 0, valid = c->xcr0 & XFEATURES;
 
     for (unsigned i = xcomp & XCOMP_COMPACT ? 16 : 8; i < (xcomp & XCOMP_COMPACT ? 64 : 24); i += 8)
-        reserved |= get64(h + i);
+        reserved |= sys_get64(h + i);
     if (reserved)
         return false;
     if (!(xcomp & XCOMP_COMPACT))
@@ -272,20 +266,20 @@ static void restore(struct bt_vcpu *c, const struct bt_op *op, bool supervisor)
     bt_read_bytes(c, lin, m.b, XSTATE_LEGACY, bt_acc(c));
     if (!header_ok(c, m.b + XSTATE_HEADER, supervisor))
         sys_gp0(c);
-    uint64_t bv = get64(m.b + XSTATE_HEADER), xcomp = get64(m.b + XSTATE_HEADER + 8);
+    uint64_t bv = sys_get64(m.b + XSTATE_HEADER), xcomp = sys_get64(m.b + XSTATE_HEADER + 8);
     bool compact = (xcomp & XCOMP_COMPACT) != 0;
     /* Compacted images carry MXCSR only with SSE's state. */
     bool mxcsr = compact ? (bv & rfbm & XFEATURE_SSE) != 0 : (rfbm & (XFEATURE_SSE | XFEATURE_AVX)) != 0;
-    if (mxcsr && (get32(m.b + 24) & ~MXCSR_MASK))
+    if (mxcsr && (sys_get32(m.b + 24) & ~MXCSR_MASK))
         sys_gp0(c);
     unsigned size = image_size(c, bv & rfbm, xcomp);
     if (size > XSTATE_LEGACY) {
         area_lin(c, op, size, 64, false);
         bt_read_bytes(c, lin + XSTATE_LEGACY, m.b + XSTATE_LEGACY, size - XSTATE_LEGACY, bt_acc(c));
     }
-    put16(m.b + 6, 0);
-    put64(m.b + 8, 0);
-    put64(m.b + 16, 0);
+    sys_put16(m.b + 6, 0);
+    sys_put64(m.b + 8, 0);
+    sys_put64(m.b + 16, 0);
     sys_fp_live(c);
     __asm__ volatile("xrstor64 %0" ::"m"(m), "a"((uint32_t)rfbm), "d"((uint32_t)(rfbm >> 32)));
 }
@@ -310,12 +304,12 @@ void bt_op_xrstors(struct bt_vcpu *c, const struct bt_op *op)
 static void env_out(uint8_t *out, const uint8_t *env, unsigned opsize)
 {
     for (unsigned i = 0; i < 7; i++) {
-        uint16_t v = i < 3 ? get16(env + i * 4) : 0;
+        uint16_t v = i < 3 ? sys_get16(env + i * 4) : 0;
         if (opsize == 2) {
-            put16(out + i * 2, v);
+            sys_put16(out + i * 2, v);
         } else {
-            put16(out + i * 4, v);
-            put16(out + i * 4 + 2, i < 3 || i == 6 ? 0xffff : 0);
+            sys_put16(out + i * 4, v);
+            sys_put16(out + i * 4 + 2, i < 3 || i == 6 ? 0xffff : 0);
         }
     }
 }
@@ -324,7 +318,7 @@ static void env_in(uint8_t *env, const uint8_t *in, unsigned opsize)
 {
     sys_zero(env, ENV32);
     for (unsigned i = 0; i < 3; i++)
-        put16(env + i * 4, get16(in + i * (opsize == 2 ? 2 : 4)));
+        sys_put16(env + i * 4, sys_get16(in + i * (opsize == 2 ? 2 : 4)));
 }
 
 /* A pending unmasked exception shows up before these instructions. */

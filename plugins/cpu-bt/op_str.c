@@ -228,9 +228,9 @@ static uint64_t load(const void *p, unsigned size)
 {
     switch (size) {
     case 1: return *(const uint8_t *)p;
-    case 2: return *(const uint16_t __attribute__((may_alias, aligned(1))) *)p;
-    case 4: return *(const uint32_t __attribute__((may_alias, aligned(1))) *)p;
-    default: return *(const uint64_t __attribute__((may_alias, aligned(1))) *)p;
+    case 2: return sys_get16(p);
+    case 4: return sys_get32(p);
+    default: return sys_get64(p);
     }
 }
 

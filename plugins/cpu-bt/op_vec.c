@@ -132,7 +132,7 @@ static void decode(const struct bt_vcpu *c, const struct bt_op *op, struct vinsn
     if (mod == 1) {
         v->disp = (int8_t)*p * (v->evex ? (v->w ? 8 : 4) : 1);
     } else if (mod == 2 || (sib & 7) == 5) {
-        v->disp = *(const int32_t __attribute__((may_alias, aligned(1))) *)p;
+        v->disp = (int32_t)sys_get32(p);
         v->no_base = mod == 0;
     }
 }
@@ -160,8 +160,7 @@ static void vsib_open(struct bt_vcpu *c, const struct bt_op *op, struct vsib *g)
 static uint64_t vsib_lin(struct bt_vcpu *c, const struct bt_op *op, const struct vsib *g, unsigned i, bool write)
 {
     const uint8_t *p = g->index + i * g->idx;
-    int64_t idx = g->idx == 8 ? *(const int64_t __attribute__((may_alias)) *)p
-                              : *(const int32_t __attribute__((may_alias)) *)p;
+    int64_t idx = g->idx == 8 ? (int64_t)sys_get64(p) : (int32_t)sys_get32(p);
     uint64_t off = (g->v.no_base ? 0 : c->gpr[g->v.base]) + (uint64_t)g->v.disp + ((uint64_t)idx << g->v.scale);
     return bt_seg_lin(c, op->seg, off & sys_mask(op->addrsize), g->elem, write);
 }

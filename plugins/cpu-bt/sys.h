@@ -71,6 +71,16 @@ static inline void sys_need_protected(struct bt_vcpu *c)
         bt_raise(c, BT_EX_UD);
 }
 
+/* Unaligned little-endian accesses to images. */
+typedef uint16_t sys_u16 __attribute__((may_alias, aligned(1)));
+typedef uint32_t sys_u32 __attribute__((may_alias, aligned(1)));
+typedef uint64_t sys_u64 __attribute__((may_alias, aligned(1)));
+static inline uint16_t sys_get16(const void *p) { return *(const sys_u16 *)p; }
+static inline uint32_t sys_get32(const void *p) { return *(const sys_u32 *)p; }
+static inline uint64_t sys_get64(const void *p) { return *(const sys_u64 *)p; }
+static inline void sys_put16(void *p, uint16_t v) { *(sys_u16 *)p = v; }
+static inline void sys_put64(void *p, uint64_t v) { *(sys_u64 *)p = v; }
+
 /* libc's copies use vector registers, which hold guest state here. */
 static inline void sys_copy(void *d, const void *s, size_t n)
 {
