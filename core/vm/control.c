@@ -47,7 +47,7 @@ static void client_close(struct client *c)
 static bool client_flush(struct client *c)
 {
     while (c->out_pos < c->out_n) {
-        ssize_t w = write(c->fd, c->out + c->out_pos, c->out_n - c->out_pos);
+        ssize_t w = send(c->fd, c->out + c->out_pos, c->out_n - c->out_pos, MSG_NOSIGNAL);
         if (w < 0 && errno == EINTR)
             continue;
         if (w < 0 && errno == EAGAIN) {

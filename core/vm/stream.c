@@ -125,8 +125,10 @@ static int read_section(FILE *f, const char *name, uint32_t *version, uint8_t **
     if (fread(raw, 1, 2, f) != 2)
         return hvx_fail(err, -EINVAL, "saved state: the file ends before section '%s': it is incomplete", name);
     length = raw[0] | (size_t)raw[1] << 8;
-    if (length > MAX_NAME || fread(raw + 2, 1, length + 8, f) != length + 8)
-        return hvx_fail(err, -EINVAL, "saved state: damaged before section '%s'", name);
+    if (length > MAX_NAME)
+        return hvx_fail(err, -EINVAL, "saved state: the file is damaged before section '%s'", name);
+    if (fread(raw + 2, 1, length + 8, f) != length + 8)
+        return hvx_fail(err, -EINVAL, "saved state: the file ends before section '%s': it is incomplete", name);
     if (length != strlen(name) || memcmp(raw + 2, name, length))
         return hvx_fail(err, -EINVAL,
                         "saved state: found section '%.*s' where '%s' belongs; start the VM with the same devices "
