@@ -4,4 +4,7 @@
 set -e
 cd "$(dirname "$0")"
 mkdir -p m4 build-aux
-exec autoreconf --install --force
+# Two at once in one tree would take each other's files away.
+exec 9>build-aux/.lock
+flock 9
+autoreconf --install --force
