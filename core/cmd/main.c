@@ -19,7 +19,6 @@
 #pragma weak hvx_cmd_stat
 #pragma weak hvx_cmd_screendump
 #pragma weak hvx_cmd_plugin
-#pragma weak hvx_image_main
 
 struct command {
     const char *name;

@@ -120,8 +120,9 @@ static int resolve_backing(const struct hvx_image *img, bool allow_outside, char
     size_t n = strcmp(dir, "/") ? strlen(dir) : 0;
     if (!allow_outside && (strncmp(out, dir, n) || out[n] != '/'))
         return hvx_fail(err, -EPERM, "disk image %s names the backing file %.200s, which lies outside of the image's own "
-                        "folder. An image from elsewhere could read any file that way. If you trust it, allow backing "
-                        "files outside the folder for this disk, or move the file beside it", img->file->name, out);
+                        "folder. An image from elsewhere could read any file that way. If you trust it, say "
+                        "allow-backing-outside=on for this disk (--allow-backing-outside for hvx image), or move the file "
+                        "beside it", img->file->name, out);
     return 0;
 }
 

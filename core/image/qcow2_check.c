@@ -70,8 +70,8 @@ static bool count(struct check *c, uint64_t offset, uint64_t bytes, const char *
         if (c->refs[i] < UINT32_MAX)
             c->refs[i]++;
     }
-    if (offset + bytes > c->out->end_bytes)
-        c->out->end_bytes = offset + bytes;
+    if ((last + 1) << q->cluster_bits > c->out->end_bytes)
+        c->out->end_bytes = (last + 1) << q->cluster_bits;
     return true;
 }
 

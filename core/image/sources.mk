@@ -4,4 +4,4 @@ core_image_sources = image/blk.h image/blk.c image/workers.h image/workers.c ima
     image/sg.h image/file.h image/file_posix.c image/file_lock.c image/file_mem.c image/bufpool.c \
     image/qcow2.h image/qcow2_open.c image/qcow2_create.c image/qcow2_cache.c image/qcow2_meta.c \
     image/qcow2_refcount.c image/qcow2_map.c image/qcow2_read.c image/qcow2_write.c image/qcow2_zero.c \
-    image/qcow2_check.c
+    image/qcow2_check.c image/cmd.h image/cmd_image.c image/cmd_convert.c
