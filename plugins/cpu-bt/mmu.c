@@ -4,6 +4,7 @@
  * access that translated code cannot do inline. Paging: SDM volume 3, chapter 4.
  */
 #include "cache.h"
+#include "cpu_model.h"
 #include "phys.h"
 
 #define PTE_P 1ull
@@ -41,6 +42,7 @@ static inline void *pte_ptr(struct bt_vcpu *c, uint64_t pa)
 static int walk64(struct bt_vcpu *c, uint64_t lin, unsigned acc, struct walk *w, bool peek)
 {
     bool nxe = (c->efer & BT_EFER_NXE) != 0, lm = bt_long_mode(c);
+    uint64_t rsvd = 0x000fffffffffffffull & ~((1ull << bt_cpuid_phys_bits(c->vm)) - 1);
     uint64_t table, entry = 0, *slot[4];
     int level, n = 0;
     bool wr = true, us = true, nx = false;
@@ -64,7 +66,7 @@ static int walk64(struct bt_vcpu *c, uint64_t lin, unsigned acc, struct walk *w,
         entry = __atomic_load_n(s, __ATOMIC_RELAXED);
         if (!(entry & PTE_P))
             return 0;
-        if ((entry & PTE_NX) && !nxe)
+        if (((entry & PTE_NX) && !nxe) || (entry & rsvd))
             return PF_P | PF_RSVD;
         wr &= (entry & PTE_W) != 0;
         us &= (entry & PTE_U) != 0;
@@ -396,43 +398,57 @@ void bt_mmio_write(struct bt_vcpu *c, uint64_t pa, unsigned size, uint64_t v)
     bt_quiescent_leave(c);
 }
 
-/* --- stores to pages with translations ---------------------------------------------- */
+/* --- stores to pages with translations ------------------------------------------------
+ * Our own translations of the bytes go before the store, the other vCPUs' after
+ * it: they could make them again from the old bytes. */
+static bool translated(struct bt_vcpu *v, uint64_t pa, uint64_t n)
+{
+    struct bt_codepage *p = v ? bt_codepage_get(v, pa, false) : NULL;
+    if (p)
+        for (uint64_t b = pa & 0xfff; b < (pa & 0xfff) + n && b < 4096; b++)
+            if (atomic_load_explicit(&p->bytes[b >> 6], memory_order_relaxed) >> (b & 63) & 1)
+                return true;
+    return false;
+}
+static uint64_t code_mask(struct bt_vcpu *c, uint64_t pa)
+{
+    struct bt_page_chunk *ch = bt_chunk(c->vm, pa);
+    return ch ? atomic_load_explicit(&ch->code[bt_chunk_page(pa)], memory_order_relaxed) : 0;
+}
+
 /* True when the block that runs now was hit. */
 static bool code_store(struct bt_vcpu *c, uint64_t pa, uint64_t n)
 {
-    struct bt_page_chunk *ch = bt_chunk(c->vm, pa);
-    if (!ch)
-        return false;
-    unsigned pi = bt_chunk_page(pa);
     bool hit = false;
-    for (uint64_t m = atomic_load_explicit(&ch->code[pi], memory_order_relaxed); m; m &= m - 1) {
-        unsigned i = (unsigned)__builtin_ctzll(m);
-        struct bt_vcpu *v = c->vm->vcpu[i];
-        struct bt_codepage *p = bt_codepage_get(v, pa, false);
-        bool any = false;
-        if (p)
-            for (uint64_t b = pa & 0xfff; b < (pa & 0xfff) + n && b < 4096; b++)
-                if (atomic_load_explicit(&p->bytes[b >> 6], memory_order_relaxed) >> (b & 63) & 1) {
-                    any = true;
-                    break;
-                }
-        if (!any)
-            continue;
-        if (v == c) {
-            struct bt_block *cur = c->cache->last_ret ? bt_block_at(c, c->cache->last_ret) : NULL;
-            if (bt_invalidate_local(c, pa, n, cur)) {
-                hit = true;
-                c->cache->smc_hit = true;
-            }
-        } else {
-            bt_sync_request(c->vm, c, 1ull << i, BT_SYNC_INVALIDATE, pa, n, true);
-        }
+    uint64_t own = 1ull << c->index;
+    if (!(code_mask(c, pa) & own))
+        return false;
+    if (translated(c, pa, n)) {
+        struct bt_block *cur = c->cache->last_ret ? bt_block_at(c, c->cache->last_ret) : NULL;
+        hit = bt_invalidate_local(c, pa, n, cur);
+        c->cache->smc_hit |= hit;
     }
     /* No translations left on the page: let stores go fast again. */
-    struct bt_codepage *own = bt_codepage_get(c, pa, false);
-    if (own && !own->blocks && !hit)
-        atomic_fetch_and(&ch->code[pi], ~(1ull << c->index));
+    struct bt_codepage *p = bt_codepage_get(c, pa, false);
+    if ((!p || !p->blocks) && !hit)
+        atomic_fetch_and(&bt_chunk(c->vm, pa)->code[bt_chunk_page(pa)], ~own);
     return hit;
+}
+
+static uint64_t remote_hits(struct bt_vcpu *c, uint64_t pa, uint64_t n)
+{
+    uint64_t hits = 0;
+    for (uint64_t m = code_mask(c, pa) & ~(1ull << c->index); m; m &= m - 1)
+        if (translated(c->vm->vcpu[__builtin_ctzll(m)], pa, n))
+            hits |= m & -m;
+    return hits;
+}
+static void code_stored(struct bt_vcpu *c, uint64_t pa, uint64_t n)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+    uint64_t hits = remote_hits(c, pa, n);
+    if (hits)
+        bt_sync_request(c->vm, c, hits, BT_SYNC_INVALIDATE, pa, n, true);
 }
 
 /* --- one access by linear address ---------------------------------------------------- */
@@ -526,10 +542,13 @@ void bt_write(struct bt_vcpu *c, uint64_t lin, unsigned size, uint64_t v, unsign
     if ((lin & 0xfff) + size <= 4096) {
         check_canonical(c, lin, size, false);
         uint64_t h = page_access(c, lin, size, acc | BT_ACC_WRITE, &pa);
-        if (h)
+        if (h) {
             store_n((void *)h, size, v);
-        else
+            if (code_mask(c, pa))
+                code_stored(c, pa, size);
+        } else {
             bt_mmio_write(c, pa, size, v);
+        }
         return;
     }
     bt_write_bytes(c, lin, &v, size, acc);
@@ -590,6 +609,8 @@ void bt_write_bytes(struct bt_vcpu *c, uint64_t lin, const void *buf, size_t n, 
             const void *ss = s;
             size_t cnt = k;
             __asm__ volatile("rep movsb" : "+D"(dd), "+S"(ss), "+c"(cnt) : : "memory");
+            if (code_mask(c, pa))
+                code_stored(c, pa, k);
         } else {
             for (size_t i = 0; i < k;) {
                 unsigned w = mmio_step(pa + i, k - i);
@@ -611,7 +632,9 @@ void *bt_host_ptr(struct bt_vcpu *c, uint64_t lin, size_t n, unsigned acc)
     if (!bt_long_mode(c))
         lin = (uint32_t)lin;
     check_canonical(c, lin, n ? n : 1, false);
-    return (void *)page_access(c, lin, (unsigned)n, acc, &pa);
+    uint64_t h = page_access(c, lin, (unsigned)n, acc, &pa);
+    /* whoever stores through the pointer does not tell the others afterwards */
+    return (acc & BT_ACC_WRITE) && h && remote_hits(c, pa, n) ? NULL : (void *)h;
 }
 
 /* --- from translated code ---------------------------------------------------------------- */
@@ -667,9 +690,13 @@ uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
             bt_read_bytes(c, ea, c->bounce.buf, size, acc);
             return (uint64_t)c->bounce.buf;
         }
-        if ((desc & BT_DESC_WRITE) && e->tag_w != page && code_store(c, pa | (ea & 0xfff), size)) {
-            c->cache->smc_hit = false;
-            careful(c);
+        if ((desc & BT_DESC_WRITE) && e->tag_w != page) {
+            if (code_store(c, pa | (ea & 0xfff), size)) {
+                c->cache->smc_hit = false;
+                careful(c);
+            }
+            if (remote_hits(c, pa | (ea & 0xfff), size))
+                careful(c);
         }
     }
     if (desc & BT_DESC_STACK) {

@@ -415,7 +415,7 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         c->force_single = single;
         return 0;
     }
-    if (step) {
+    if (step && !c->shadow) { /* MOV SS holds the trap off, too */
         c->dr[6] |= 0x4000;
         bt_raise(c, BT_EX_DB);
     }
