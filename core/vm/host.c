@@ -8,7 +8,6 @@
 #include "core/conf/options.h"
 #include "core/image/blk.h"
 #include "core/net/net.h"
-#include "core/vm/net_weak.h"
 #include "core/vm/chr.h"
 #include "core/vm/internal.h"
 #include <hvx/plugin.h>

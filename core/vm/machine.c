@@ -6,7 +6,6 @@
 #include "core/vm/machine.h"
 #include "core/image/blk.h"
 #include "core/net/net.h"
-#include "core/vm/net_weak.h"
 #include "core/vm/chr.h"
 
 #include <stdlib.h>
@@ -281,7 +280,7 @@ static int open_nets(struct hvx_machine *m, const struct hvx_machine_options *o,
             continue;
         r = hvx_net_open(hvx_vm_loop(m->vm), o->net[i], n, &net, err);
         if (r == 0)
-            hvx_net_name_vm(net, o->name, n); /* the MAC address follows the VM's name */
+            hvx_net_name_vm(net, o->vm.name, n); /* the MAC address follows the VM's name */
         if (r == 0 && (r = hvx_vm_add_net(m->vm, net, &m->net_id[n], err)) < 0)
             hvx_net_close(net);
         if (r < 0)

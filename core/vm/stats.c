@@ -5,7 +5,6 @@
 #include "core/vm/internal.h"
 #include "core/image/blk.h"
 #include "core/net/net.h"
-#include "core/vm/net_weak.h"
 
 struct in_group {
     hvx_stat_fn fn;

@@ -6,7 +6,6 @@
 #include "core/vm/internal.h"
 #include "core/image/blk.h"
 #include "core/net/net.h"
-#include "core/vm/net_weak.h"
 #include "core/vm/chr.h"
 
 #include <assert.h>
