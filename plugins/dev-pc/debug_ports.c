@@ -11,7 +11,7 @@
 
 /* --- debug console ---------------------------------------------------------------
  * Reading the port gives 0xe9: that is how firmware finds it. Output goes to
- * the character stream "debugcon"; what does not fit there is lost, because a
+ * the character stream of option debugcon_chr; what does not fit there is lost, because a
  * message is never worth stopping firmware for. */
 #define DEBUGCON_PRESENT 0xe9u
 
@@ -51,9 +51,10 @@ int debugcon_create(struct pc *pc, unsigned port, struct debugcon **out, struct 
         return hvx_fail(err, -ENOMEM, "pc: no memory for the debug console");
     d->pc = pc;
     *out = d;
-    int rc = pc->host->chr_attach(pc->vm, "debugcon", &debugcon_chr_ops, d, &d->chr);
+    const char *id = pc->conf.debugcon_chr ? pc->conf.debugcon_chr : "debugcon";
+    int rc = pc->host->chr_attach(pc->vm, id, &debugcon_chr_ops, d, &d->chr);
     if (rc)
-        return hvx_fail(err, rc, "pc: the debug console could not be connected: %s", strerror(-rc));
+        return hvx_fail(err, rc, "pc: the debug console could not be connected to %s: %s", id, strerror(-rc));
     return pc_region(pc, HVX_SPACE_PIO, port, 1, HVX_REGION_MIN1, "debugcon", &debugcon_ops, d, err);
 }
 

@@ -30,7 +30,9 @@ static const struct hvx_option pc_options[] = {
     {.name = "acpi", .type = HVX_OPT_BOOL, .def = "on", .help = "ACPI tables"},
     {.name = "pvpanic", .type = HVX_OPT_BOOL, .def = "on", .help = "port 0x505, by which a guest says that it panicked"},
     {.name = "debugcon", .type = HVX_OPT_INT, .min = 0, .max = 0xffff, .def = "0x402",
-     .help = "port of firmware's debug console, character stream \"debugcon\"; 0: none"},
+     .help = "port of firmware's debug console; 0: none"},
+    {.name = "debugcon_chr", .type = HVX_OPT_STRING, .def = "debugcon",
+     .help = "character stream of the debug console, such as serial1 when there is just one serial port"},
     {.name = "debug_exit", .type = HVX_OPT_INT, .min = 0, .max = 0xfffe, .def = "0",
      .help = "first port of a built-in isa-debug-exit; 0: none"},
     {.name = NULL},
@@ -89,6 +91,7 @@ static void read_config(struct pc *pc, const struct hvx_config *c)
         .n_serial = (unsigned)host->conf_int(c, "serial"),
         .firmware = copy_string(host->conf_string(c, "firmware")),
         .vga_rom = copy_string(host->conf_string(c, "vga_rom")),
+        .debugcon_chr = copy_string(host->conf_string(c, "debugcon_chr")),
         .debugcon_port = (unsigned)host->conf_int(c, "debugcon"),
         .debug_exit_port = (unsigned)host->conf_int(c, "debug_exit"),
     };
@@ -179,6 +182,7 @@ static void pc_destroy(void *dev)
     i440fx_destroy(pc->i440fx);
     free(pc->conf.firmware);
     free(pc->conf.vga_rom);
+    free(pc->conf.debugcon_chr);
     free(pc);
 }
 

@@ -75,6 +75,7 @@ struct pc_config {
     unsigned n_serial;
     char *firmware; /* owned; NULL: the default */
     char *vga_rom;  /* owned */
+    char *debugcon_chr; /* owned; NULL: none */
     unsigned debugcon_port;
     unsigned debug_exit_port; /* 0: none */
 };
