@@ -10,16 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* A command whose folder is absent from this build is left out of the table at
- * run time. */
-#pragma weak hvx_cmd_run
-#pragma weak hvx_cmd_ps
-#pragma weak hvx_cmd_stop
-#pragma weak hvx_cmd_kill
-#pragma weak hvx_cmd_stat
-#pragma weak hvx_cmd_screendump
-#pragma weak hvx_cmd_plugin
-
 struct command {
     const char *name;
     int (*main)(int argc, char **argv);
@@ -43,8 +33,7 @@ static void usage(FILE *f)
     fprintf(f, "Usage: hvx COMMAND [ARGUMENT]...\n"
                "Run unmodified virtual machines without hardware virtualization.\n\n");
     for (size_t i = 0; i < N_COMMANDS; i++)
-        if (commands[i].main)
-            fprintf(f, "  %-12s %s\n", commands[i].name, commands[i].help);
+        fprintf(f, "  %-12s %s\n", commands[i].name, commands[i].help);
     fprintf(f, "\nhvx COMMAND --help describes a command, hvx(1) all of them.\n");
 }
 
@@ -65,7 +54,7 @@ int main(int argc, char **argv)
         return HVX_STATUS_OK;
     }
     for (size_t i = 0; i < N_COMMANDS; i++)
-        if (commands[i].main && !strcmp(commands[i].name, argv[1]))
+        if (!strcmp(commands[i].name, argv[1]))
             return commands[i].main(argc - 1, argv + 1);
     fprintf(stderr, "hvx: no command '%s'; 'hvx --help' lists the commands\n", argv[1]);
     return HVX_STATUS_USAGE;
