@@ -194,6 +194,7 @@ struct bt_vcpu {
     uint64_t pdpte[4];  /* PAE paging without long mode */
     uint64_t cr4_valid;   /* CR4 bits the CPU model has; 0: not computed yet (op_cr.c) */
     uint64_t phys_mask;   /* address bits the CPU model has; 0: not computed yet */
+    uint8_t int_done;     /* INT n ran: it takes TF along, no #DB after it */
     struct { uint16_t off, size; uint32_t align; } xcomp[10]; /* XSAVE components, standard offsets; filled on first use (op_fpu.c) */
 
     /* exception being raised (bt_raise) and exception being delivered */
