@@ -131,11 +131,13 @@ static void limits(void)
     TRY("mov %0, %%fs:(%1)", : : "r"(0), "r"(words));
     UNLESS_TCG("write-to-read-only")
         CHECK(FAULTED(13, 0), "write-to-read-only");
+    __asm__ volatile("mov %0, %%fs" : : "r"(TK_DATA));
     tk_gdt[TK_SPARE / 8] = 0x00cf98000000ffffull; /* execute-only */
     TRY("mov %0, %%fs", : : "r"(TK_SPARE));
     CHECK(FAULTED(13, TK_SPARE), "load-execute-only");
     __asm__ volatile("mov %0, %%fs" : : "r"(0));
     TRY("mov %%fs:(%1), %0", : "=r"(v) : "r"(words));
+    UNLESS_TCG("null-segment-access")
     CHECK(FAULTED(13, 0), "null-segment-access");
     __asm__ volatile("mov %0, %%fs" : : "r"(TK_DATA));
     /* Accessed bit is set by the load. */

@@ -176,7 +176,7 @@ void tk_exit(void)
     put('\n');
     for (int i = 0; i < 100000 && !(inb(COM1 + 5) & 0x40); i++)
         ;
-    outb(DEBUG_EXIT, n_bad != 0);
+    outb(DEBUG_EXIT, n_bad ? 0x11 : 0x10);
     put_string("# isa-debug-exit did not end this machine\n");
     for (;;)
         __asm__ volatile("cli; hlt");

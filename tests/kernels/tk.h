@@ -4,8 +4,9 @@
  *
  * A test kernel is one multiboot ELF file (32-bit, or 64-bit wrapped as 32-bit), started with interrupts off and
  * identity mapping (long mode: the first 4 GiB, 2 MiB pages; protected mode: paging off). It reports on COM1 in TAP
- * ("ok 3 name", "not ok 4 name", "1..4") and leaves through isa-debug-exit at port 0x501: value 0 if all passed, 1 if
- * not, so the VMM's exit status is 1 or 3. QEMU TCG 7.2 is the oracle; tests/kernels/README.md lists where it is wrong.
+ * ("ok 3 name", "not ok 4 name", "1..4") and leaves through isa-debug-exit at port 0x501 with 0x10 if all passed and
+ * 0x11 if not, so the exit status of the VMM is 33 or 35 (2 * value + 1). QEMU TCG 7.2 is the oracle; what it does not
+ * check is skipped there.
  *
  * Traps: every vector enters tk_trap(). In this order: a handler set with tk_on(); a TRY() in progress, whose fault is
  * recorded in tk_got and which goes on behind the faulting instruction; a fault of user code, which ends
@@ -59,7 +60,7 @@ extern volatile struct tk_got tk_got;
 extern volatile tk_word tk_try_resume, tk_try_ip;
 extern struct tk_frame tk_user_frame; /* registers of user code when it came back */
 
-extern uint64_t tk_gdt[TK_GDT_ENTRIES];
+extern volatile uint64_t tk_gdt[TK_GDT_ENTRIES];
 extern uint32_t tk_multiboot_magic, tk_multiboot_info;
 
 void tk_main(void); /* the test's own */
