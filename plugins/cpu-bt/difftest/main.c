@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plugins/cpu-bt/difftest/main.c - batches, comparison, report.
+ */
+#include "difftest.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define STATES_PER_INSTANCE 8u
+#define MAX_REPORTS_PER_FORM 2u
+
+struct options {
+    uint64_t seed;
+    unsigned cases; /* per form */
+    const char *form;
+    const char *against; /* "bt", or "native": the harness against itself */
+    unsigned reports;
+    bool list, quiet, legacy_only, no_evex, inject, stats;
+} opt = {.seed = 1, .cases = 64, .against = "bt", .reports = 40};
+
+struct test_case {
+    struct instance *in;
+    unsigned number; /* within its form */
+};
+static struct test_case batch[MAX_CASES];
+static struct instance instances[MAX_CASES];
+static unsigned n_batch, n_instances;
+static uint64_t code_at;
+static uint8_t native_out[MAX_CASES * BLOCK], native_pages[2][4096];
+static uint64_t total_cases, total_failures, total_faults;
+static unsigned reports;
+
+/* --- building a batch ------------------------------------------------------------------ */
+
+static uint64_t hash_name(const char *s)
+{
+    uint64_t h = 0xcbf29ce484222325ull;
+    while (*s)
+        h = (h ^ (uint8_t)*s++) * 0x100000001b3ull;
+    return h;
+}
+
+static void put_jump(uint8_t *p, uint64_t at, uint64_t to)
+{
+    uint32_t rel = (uint32_t)(to - at - 5);
+    p[0] = 0xe9;
+    memcpy(p + 1, &rel, 4);
+}
+
+static void batch_begin(void)
+{
+    n_batch = n_instances = 0;
+    code_at = CODE;
+}
+
+/* The instruction, a jump for those that fall through, a jump for branches. */
+static struct instance *add_instance(struct form *f, struct rng *r)
+{
+    struct instance *in = &instances[n_instances];
+    /* Every fourth one lies across a page border. */
+    if (rnd_one_in(r, 4) && (code_at & 0xfff) < 0xf00)
+        code_at = (code_at | 0xfff) - rnd_below(r, 14);
+    if (!form_instance(f, r, code_at, in))
+        return NULL;
+    uint8_t *p = native_backend.at(&native_backend, code_at);
+    memcpy(p, in->bytes, in->len);
+    put_jump(p + in->len, code_at + in->len, DRIVER_AT(driver_save));
+    put_jump(p + in->len + 5, code_at + in->len + 5, DRIVER_AT(driver_taken));
+    code_at += in->len + 10u + rnd_below(r, 16);
+    n_instances++;
+    return in;
+}
+
+/* Adds up to want cases of a form; returns how many. */
+static unsigned add_cases(struct form *f, unsigned group, unsigned want)
+{
+    struct rng r = {.s = opt.seed ^ hash_name(f->name) ^ group * 0x632be59bd9b4e019ull};
+    struct instance *in = add_instance(f, &r);
+    unsigned n = 0;
+    if (!in)
+        return 0;
+    while (n < want && state_random(in, &r, native_backend.at(&native_backend, INS + n_batch * (uint64_t)BLOCK))) {
+        batch[n_batch].in = in;
+        batch[n_batch].number = group * STATES_PER_INSTANCE + n;
+        n_batch++;
+        n++;
+    }
+    return n;
+}
+
+/* --- comparing --------------------------------------------------------------------------- */
+
+static uint64_t word(const uint8_t *block, unsigned off)
+{
+    uint64_t v;
+    memcpy(&v, block + off, 8);
+    return v;
+}
+
+/* Offsets in the memory windows that hold FPU instruction or data pointers, which
+ * are the translated code's own. */
+static bool pointer_byte(const struct test_case *t, const uint8_t *in, unsigned window_off)
+{
+    const struct instance *i = t->in;
+    unsigned from, to;
+    uint64_t ea, at = window_off < WIN1_SIZE ? WIN1 + window_off : WIN2 + window_off - WIN1_SIZE;
+    uint64_t gpr[16];
+    switch (i->insn.mnemonic) {
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FNSAVE:
+        from = i->insn.operand_width == 16 ? 6 : 12;
+        to = i->insn.operand_width == 16 ? 14 : 28;
+        break;
+    case ZYDIS_MNEMONIC_FXSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE64:
+        from = 6, to = 24;
+        break;
+    default: return false;
+    }
+    memcpy(gpr, in, sizeof(gpr));
+    return state_address(i, &i->op[0], gpr, &ea) && at >= ea + from && at < ea + to;
+}
+
+static const char *xsave_part(unsigned off)
+{
+    static char buf[64];
+    static const char *const comp[8] = {"", "", "ymm high", "", "", "k", "zmm high", "zmm16-31"};
+    if (off < 32)
+        snprintf(buf, sizeof(buf), "%s", off < 2 ? "fcw" : off < 4 ? "fsw" : off < 6 ? "ftw" : "mxcsr");
+    else if (off < 160)
+        snprintf(buf, sizeof(buf), "st%u+%u", (off - 32) / 16, (off - 32) % 16);
+    else if (off < 416)
+        snprintf(buf, sizeof(buf), "xmm%u+%u", (off - 160) / 16, (off - 160) % 16);
+    else
+        for (unsigned c = 2; c < 8; c++)
+            if (xlayout.size[c] && off >= xlayout.off[c] && off < xlayout.off[c] + xlayout.size[c])
+                snprintf(buf, sizeof(buf), "%s+%u", comp[c], off - xlayout.off[c]);
+    return buf;
+}
+
+/* Is this byte of an XSAVE area architectural, and ours to promise? */
+static bool xsave_compared(unsigned off)
+{
+    if (off < 160)
+        return off < 5 || (off >= 24 && off < 28) || (off >= 32 && (off & 15) < 10);
+    return off < 416 || off >= 576; /* the header tells what is in use: an optimisation's business */
+}
+
+static const char *const reg_name[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                         "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
+
+static void note(char *buf, size_t n, const char *what, uint64_t want, uint64_t got)
+{
+    size_t len = strlen(buf);
+    if (len + 80 < n)
+        snprintf(buf + len, n - len, "    %-10s host %#018llx  engine %#018llx\n", what, (unsigned long long)want,
+                 (unsigned long long)got);
+}
+
+static bool same(const struct test_case *t, const uint8_t *in, const uint8_t *a, const uint8_t *b, char *why, size_t n)
+{
+    bool ok = true;
+    char name[80];
+    for (unsigned i = 0; i < 16; i++)
+        if (word(a, i * 8) != word(b, i * 8))
+            note(why, n, reg_name[i], word(a, i * 8), word(b, i * 8)), ok = false;
+    uint64_t flags = ~0x10000ull;
+    if ((word(a, B_FLAGS) & flags) != (word(b, B_FLAGS) & flags))
+        note(why, n, "rflags", word(a, B_FLAGS), word(b, B_FLAGS)), ok = false;
+    static const struct { uint16_t off; const char *name; } exc[] = {
+        {B_TARGET, "taken"}, {B_VECTOR, "vector"}, {B_ERROR, "error"}, {B_RIP, "fault rip"}};
+    for (unsigned i = 0; i < 4; i++)
+        if (word(a, exc[i].off) != word(b, exc[i].off))
+            note(why, n, exc[i].name, word(a, exc[i].off), word(b, exc[i].off)), ok = false;
+    if (word(a, B_VECTOR) == 14 && word(b, B_VECTOR) == 14 && word(a, B_CR2) != word(b, B_CR2))
+        note(why, n, "cr2", word(a, B_CR2), word(b, B_CR2)), ok = false;
+    for (unsigned i = 0; i < WIN1_SIZE + WIN2_SIZE; i++)
+        if (a[B_WIN + i] != b[B_WIN + i] && !pointer_byte(t, in, i)) {
+            snprintf(name, sizeof(name), "%s%+d", i < WIN1_SIZE ? "A/B" : "B/C", i < WIN1_SIZE ? (int)i - 256 : (int)i - 768);
+            note(why, n, name, a[B_WIN + i], b[B_WIN + i]), ok = false;
+        }
+    for (unsigned i = 0; i < xlayout.total; i++)
+        if (a[B_XSAVE + i] != b[B_XSAVE + i] && xsave_compared(i))
+            note(why, n, xsave_part(i), a[B_XSAVE + i], b[B_XSAVE + i]), ok = false;
+    return ok;
+}
+
+static void report(const struct test_case *t, const uint8_t *in, const char *why)
+{
+    char text[128];
+    t->in->form->failures++;
+    total_failures++;
+    if (t->in->form->failures > MAX_REPORTS_PER_FORM || reports >= opt.reports)
+        return;
+    reports++;
+    form_format(t->in, text, sizeof(text));
+    printf("FAIL %s  case %u  seed %llu\n    at %#llx: %s  [", t->in->form->name, t->number, (unsigned long long)opt.seed,
+           (unsigned long long)t->in->ip, text);
+    for (unsigned i = 0; i < t->in->len; i++)
+        printf("%s%02x", i ? " " : "", t->in->bytes[i]);
+    printf("]\n    in:");
+    for (unsigned i = 0; i < 16; i++)
+        printf(" %s=%llx", reg_name[i], (unsigned long long)word(in, i * 8));
+    printf(" flags=%llx\n%s", (unsigned long long)word(in, B_FLAGS), why);
+}
+
+/* --- running a batch -------------------------------------------------------------------------- */
+
+static void copy(struct backend *to, struct backend *from, uint64_t address, size_t n)
+{
+    if (to->at(to, address) != from->at(from, address))
+        memcpy(to->at(to, address), from->at(from, address), n);
+}
+
+static void fresh_pages(struct backend *b) { memset(b->at(b, PAGE_A), 0xcc, 8192); }
+
+static int run_native(void)
+{
+    fresh_pages(&native_backend);
+    if (native_backend.run(&native_backend, n_batch))
+        return -1;
+    memcpy(native_out, native_backend.at(&native_backend, OUTS), (size_t)n_batch * BLOCK);
+    memcpy(native_pages, native_backend.at(&native_backend, PAGE_A), sizeof(native_pages));
+    return 0;
+}
+
+static int run_batch(struct backend *other)
+{
+    char why[4096];
+    if (!n_batch)
+        return 0;
+    if (run_native())
+        return -1;
+    copy(other, &native_backend, CODE, CODE_SIZE);
+    copy(other, &native_backend, INS, (size_t)n_batch * BLOCK);
+    fresh_pages(other);
+    if (other->run(other, n_batch))
+        return -1;
+    for (unsigned i = 0; i < n_batch; i++) {
+        const struct test_case *t = &batch[i];
+        const uint8_t *in = native_backend.at(&native_backend, INS + (uint64_t)i * BLOCK);
+        const uint8_t *a = native_out + (size_t)i * BLOCK;
+        uint8_t *b = other->at(other, OUTS + (uint64_t)i * BLOCK);
+        if (opt.inject && !(i & 0xff))
+            b[B_FLAGS] ^= 1; /* does the comparison notice? */
+        t->in->form->cases++;
+        total_cases++;
+        if (word(a, B_VECTOR) != ~0ull)
+            t->in->form->faults++, total_faults++;
+        why[0] = 0;
+        if (!same(t, in, a, b, why, sizeof(why)))
+            report(t, in, why);
+    }
+    /* Stores that went elsewhere on the data pages. */
+    if (memcmp(native_pages, other->at(other, PAGE_A), sizeof(native_pages)) && total_failures == 0) {
+        const uint8_t *p = other->at(other, PAGE_A), *q = native_pages[0];
+        for (unsigned i = 0; i < 8192; i++)
+            if (p[i] != q[i]) {
+                printf("FAIL a stray store at data page offset %#x in the batch from %s on\n", i, batch[0].in->form->name);
+                break;
+            }
+        total_failures++;
+    }
+    return 0;
+}
+
+/* Forms that this host refuses with #UD are no forms of this host. */
+static int probe_forms(struct form *forms, size_t n)
+{
+    size_t next = 0;
+    while (next < n) {
+        batch_begin();
+        for (; next < n && n_batch + 2 <= MAX_CASES; next++)
+            if (!add_cases(&forms[next], 0, 2))
+                forms[next].unsupported = 2;
+        if (run_native())
+            return -1;
+        for (unsigned i = 0; i < n_batch; i++)
+            if (word(native_out + (size_t)i * BLOCK, B_VECTOR) == 6)
+                batch[i].in->form->unsupported = 1;
+    }
+    return 0;
+}
+
+static int run_all(struct form *forms, size_t n, struct backend *other)
+{
+    unsigned groups = (opt.cases + STATES_PER_INSTANCE - 1) / STATES_PER_INSTANCE;
+    batch_begin();
+    for (size_t i = 0; i < n; i++) {
+        struct form *f = &forms[i];
+        if (f->unsupported || (opt.no_evex && f->encoding == FORM_EVEX) || (opt.legacy_only && f->encoding != FORM_LEGACY) ||
+            (opt.form && !strstr(f->name, opt.form)))
+            continue;
+        for (unsigned g = 0; g < groups; g++) {
+            if (n_batch + STATES_PER_INSTANCE > MAX_CASES || code_at > CODE + CODE_SIZE - 8192) {
+                if (run_batch(other))
+                    return -1;
+                batch_begin();
+            }
+            add_cases(f, g, STATES_PER_INSTANCE);
+        }
+    }
+    return run_batch(other);
+}
+
+/* --- the program --------------------------------------------------------------------------------- */
+
+static void usage(void)
+{
+    printf("difftest: runs instructions on this processor and in the engine and compares everything\n"
+           "  --seed N       first cause of all random choices (1)\n"
+           "  --cases N      cases per form (64)\n"
+           "  --form TEXT    only forms whose name contains TEXT\n"
+           "  --against X    bt (the engine) or native (the harness against itself)\n"
+           "  --no-evex      leave out AVX-512\n"
+           "  --legacy       leave out VEX and EVEX\n"
+           "  --reports N    failures to describe (40)\n"
+           "  --quiet        no count per form\n"
+           "  --list         names of the forms, nothing is run\n"
+           "  --stats        the engine's own figures at the end\n"
+           "  --inject       falsify every 256th result: the run must then fail\n");
+}
+
+static int parse(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        const char *a = argv[i], *v = i + 1 < argc ? argv[i + 1] : NULL;
+        if (!strcmp(a, "--list"))
+            opt.list = true;
+        else if (!strcmp(a, "--quiet"))
+            opt.quiet = true;
+        else if (!strcmp(a, "--no-evex"))
+            opt.no_evex = true;
+        else if (!strcmp(a, "--legacy"))
+            opt.legacy_only = true;
+        else if (!strcmp(a, "--inject"))
+            opt.inject = true;
+        else if (!strcmp(a, "--stats"))
+            opt.stats = true;
+        else if (!v)
+            return -1;
+        else if (!strcmp(a, "--seed"))
+            opt.seed = strtoull(v, NULL, 0), i++;
+        else if (!strcmp(a, "--cases"))
+            opt.cases = (unsigned)strtoul(v, NULL, 0), i++;
+        else if (!strcmp(a, "--reports"))
+            opt.reports = (unsigned)strtoul(v, NULL, 0), i++;
+        else if (!strcmp(a, "--form"))
+            opt.form = v, i++;
+        else if (!strcmp(a, "--against"))
+            opt.against = v, i++;
+        else
+            return -1;
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct form *forms;
+    struct timespec t0, t1;
+    if (parse(argc, argv)) {
+        usage();
+        return 2;
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    states_init();
+    size_t n = forms_enumerate(&forms), run = 0, unsupported = 0, failed = 0;
+    if (opt.list) {
+        for (size_t i = 0; i < n; i++)
+            puts(forms[i].name);
+        return 0;
+    }
+    struct backend *other = !strcmp(opt.against, "native") ? &native_backend : &guest_backend;
+    if (native_backend.init(&native_backend) || (other != &native_backend && other->init(other)))
+        return 1;
+    clock_gettime(CLOCK_MONOTONIC, &t0);
+    int rc = probe_forms(forms, n);
+    if (!rc)
+        rc = run_all(forms, n, other);
+    clock_gettime(CLOCK_MONOTONIC, &t1);
+    for (size_t i = 0; i < n; i++) {
+        unsupported += forms[i].unsupported != 0;
+        run += forms[i].cases != 0;
+        failed += forms[i].failures != 0;
+        if (forms[i].cases && (!opt.quiet || forms[i].failures))
+            printf("%-64s %6u cases %6u faults %6u failures\n", forms[i].name, forms[i].cases, forms[i].faults,
+                   forms[i].failures);
+    }
+    if (opt.stats && other->stats)
+        other->stats(other);
+    printf("difftest: seed %llu, %zu forms (%zu not on this host), %llu cases (%llu with an exception), %llu failures in %zu "
+           "forms, %.1f s\n",
+           (unsigned long long)opt.seed, run, unsupported, (unsigned long long)total_cases, (unsigned long long)total_faults,
+           (unsigned long long)total_failures, failed, (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) / 1e9);
+    if (rc)
+        printf("difftest: stopped before the end\n");
+    return rc || total_failures || !total_cases;
+}
