@@ -187,7 +187,7 @@ struct bt_vcpu {
     uint8_t nmi_masked, nmi_held;
     uint8_t halted;     /* in HLT */
     uint8_t wait_sipi;
-    uint8_t shadow;     /* interrupts held off for one instruction (STI, MOV SS) - dispatcher only */
+    uint8_t shadow;     /* interrupts held off for one instruction (1 STI, 2 MOV SS) - dispatcher only */
     uint8_t force_careful, force_single; /* next block: one instruction */
     uint8_t debug_step;
     uint8_t irq_wait;   /* an interrupt waits for IF: whoever sets IF sets BT_PEND_IRQ */

@@ -234,6 +234,7 @@ void sys_deliver(struct bt_vcpu *c, unsigned vector, bool soft, bool has_error, 
     if (vector == BT_EX_DB && !soft)
         c->dr[7] &= ~0x2000ull;
     c->shadow = 0;
+    c->int_done = soft;
 }
 
 void bt_deliver(struct bt_vcpu *c, unsigned vector, bool soft, bool has_error, uint32_t error)

@@ -11,7 +11,7 @@ void bt_op_mov_sreg_rm(struct bt_vcpu *c, const struct bt_op *op)
         bt_raise(c, BT_EX_UD);
     sys_load_seg(c, op->reg, (uint32_t)sys_get_rm(c, op, 2));
     if (op->reg == BT_SS)
-        c->shadow = 1;
+        c->shadow = 2;
 }
 
 void bt_op_push_sreg(struct bt_vcpu *c, const struct bt_op *op)
@@ -32,7 +32,7 @@ void bt_op_pop_sreg(struct bt_vcpu *c, const struct bt_op *op)
     sys_load_seg(c, op->reg, sel);
     sys_stack_commit(c, &k);
     if (op->reg == BT_SS)
-        c->shadow = 1;
+        c->shadow = 2;
 }
 
 void bt_op_load_far(struct bt_vcpu *c, const struct bt_op *op)

@@ -354,7 +354,6 @@ void bt_op_hlt(struct bt_vcpu *c, const struct bt_op *op)
     (void)op;
     sys_need_cpl0(c);
     c->halted = 1;
-    c->st.halts++;
 }
 
 static void need_monitor(struct bt_vcpu *c)

@@ -408,6 +408,7 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
     uint8_t careful = c->force_careful, single = c->force_single;
     c->shadow = 0;
     c->force_careful = c->force_single = 0;
+    c->int_done = 0;
     k->enter(c, b->a);
     if (c->cur_exit == BT_X_NONE) { /* something came up before the first instruction */
         c->shadow = shadow;
@@ -415,7 +416,8 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         c->force_single = single;
         return 0;
     }
-    if (step && !c->shadow) { /* MOV SS holds the trap off, too */
+    /* MOV SS (shadow 2) holds the trap off, STI does not; INT n takes TF along. */
+    if (step && c->shadow != 2 && !c->int_done) {
         c->dr[6] |= 0x4000;
         bt_raise(c, BT_EX_DB);
     }

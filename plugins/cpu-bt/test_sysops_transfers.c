@@ -41,7 +41,7 @@ static void segment_loads_check_the_descriptor(void **s)
     assert_int_equal(C->seg_wlimit[BT_FS], 0);
     assert_int_equal(C->shadow, 0);
     OK(load_to(BT_SS, S_DATA0));
-    assert_int_equal(C->shadow, 1);
+    assert_int_equal(C->shadow, 2);
     /* code conforms: any privilege may read it */
     bench_prot(3);
     OK(load_to(BT_DS, S_CONFORM | 3));
