@@ -126,6 +126,22 @@ static void test_reads_and_writes_reach_the_disk(void **state)
     }
 }
 
+/* What the device wrote is reported byte for byte: code may have been translated from there. */
+static void test_written_memory_is_reported(void **state)
+{
+    (void)state;
+    struct fixture f;
+    open_variant(&f, &variants[3]);
+    uint64_t before = hvxtest_dirty_bytes(f.i.vm);
+    assert_int_equal(request(&f, VIRTIO_BLK_T_IN, 0, 8192, true), VIRTIO_BLK_S_OK);
+    assert_int_equal(hvxtest_dirty_bytes(f.i.vm) - before, 8192 + 1 + 6 + 8 * f.q->size);
+    before = hvxtest_dirty_bytes(f.i.vm);
+    hvxtest_disk_fail(f.disk, HVX_BLK_READ, 1, -EIO); /* part of it may have been written */
+    assert_int_equal(request(&f, VIRTIO_BLK_T_IN, 0, 8192, true), VIRTIO_BLK_S_IOERR);
+    assert_int_equal(hvxtest_dirty_bytes(f.i.vm) - before, 8192 + 1 + 6 + 8 * f.q->size);
+    instance_close(&f.i);
+}
+
 static void test_many_in_flight_complete_in_any_order(void **state)
 {
     (void)state;
@@ -517,6 +533,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reads_and_writes_reach_the_disk),
+        cmocka_unit_test(test_written_memory_is_reported),
         cmocka_unit_test(test_many_in_flight_complete_in_any_order),
         cmocka_unit_test(test_buffers_may_be_cut_anywhere),
         cmocka_unit_test(test_a_chain_of_seg_max_data_segments_works),

@@ -440,6 +440,11 @@ static void test_receive_filter(void **state)
     assert_true(passes(&f, multi));
     table[0] = 200; /* counts that lie */
     assert_int_equal(control(&f, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, table, sizeof(table)), VIRTIO_NET_ERR);
+    table[0] = 10;
+    assert_int_equal(control(&f, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, table, sizeof(table)), VIRTIO_NET_ERR);
+    table[0] = 1;
+    table[10] = 2;
+    assert_int_equal(control(&f, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, table, sizeof(table)), VIRTIO_NET_ERR);
     assert_int_equal(control(&f, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, table, 3), VIRTIO_NET_ERR);
     assert_true(passes(&f, other));
     uint8_t large[4 + 65 * 6 + 4] = {65}; /* more than are kept: all unicast passes */
