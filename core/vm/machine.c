@@ -52,9 +52,12 @@ static int choose_engine(struct hvx_registry *reg, const char *name, const struc
         if (!e)
             return hvx_fail(err, -ENOENT, "--engine %s: no such engine; there are: %s (see `hvx plugin list`)", name,
                             names[0] ? names : "none");
+        /* Asked for by name it is tried all the same: for the firmware and 16-bit
+         * code that it may still be good enough. */
         if (e->ops->probe && e->ops->probe(e->plugin->ctx, &reason) < 0)
-            return hvx_fail(err, -ENOTSUP, "--engine %s cannot run here: %s", name, reason.text);
-        snprintf(why, why_size, "engine %s, as asked", e->plugin->desc.name);
+            snprintf(why, why_size, "engine %s, as asked, although it says: %s", e->plugin->desc.name, reason.text);
+        else
+            snprintf(why, why_size, "engine %s, as asked", e->plugin->desc.name);
         *out = e;
         return 0;
     }

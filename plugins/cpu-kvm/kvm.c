@@ -38,51 +38,84 @@ static int open_kvm(struct hvx_error *err)
     return fd;
 }
 
-static int probe_vm(struct hvx_engine_vm *e)
+/* Addresses of the probe's guest. */
+enum { P_PML4 = 0, P_CODE = 0x1000, P_PD = 0x2000, P_TSS = 0x3000, P_IDT = 0x4000, P_PDPT = 0x5000, P_STEP = 0x8000,
+       P_SIZE = 0x10000, P_LAST_STEP = 8 };
+
+extern const uint8_t kvm_probe_guest[], kvm_probe_guest_end[];
+extern const uint64_t kvm_probe_entries[2];
+
+static void gate(uint8_t *ram, unsigned vector, uint64_t handler)
 {
-    struct kvm_userspace_memory_region slot = {.memory_size = 0x4000};
-    struct hvx_vcpu *v = NULL;
-    struct hvx_exit x = {.size = sizeof(x)};
-    struct kvm_regs regs = {.rip = 0x1000, .rflags = 2, .rsp = 0x4000};
+    const uint64_t value[2] = {(handler & 0xffff) | 8ull << 16 | 0xee00ull << 32 | (handler >> 16 & 0xffff) << 48,
+                               handler >> 32};
+
+    memcpy(ram + P_IDT + vector * 16, value, sizeof(value));
+}
+
+static void probe_memory(uint8_t *ram)
+{
+    const uint64_t pml4 = P_PDPT | 7, pdpt = P_PD | 7, page = 0x87, rsp0 = 0x7000;
+
+    memcpy(ram + P_PML4, &pml4, 8);
+    memcpy(ram + P_PDPT, &pdpt, 8);
+    memcpy(ram + P_PD, &page, 8); /* 2 MiB at 0, user too */
+    memcpy(ram + P_TSS + 4, &rsp0, 8);
+    memcpy(ram + P_CODE, kvm_probe_guest, (size_t)(kvm_probe_guest_end - kvm_probe_guest));
+    gate(ram, 14, kvm_probe_entries[0]);
+    gate(ram, 0x80, kvm_probe_entries[1]);
+}
+
+static int probe_registers(struct hvx_vcpu *v)
+{
+    const struct kvm_segment code = {.limit = UINT32_MAX, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
+    const struct kvm_segment data = {.limit = UINT32_MAX, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+    struct kvm_regs regs = {.rip = P_CODE, .rflags = 2};
     struct kvm_sregs sregs;
-    /* Long mode: set the page's bits with a 64-bit add, then stop by #UD
-     * without an IDT, which is a triple fault. */
-    static const uint8_t code[] = {0x48, 0xb8, 1, 0, 0, 0, 0, 0x80, 0, 0,      /* mov rax, 0x800000000001 */
-                                   0x48, 0x01, 0xc0,                            /* add rax, rax */
-                                   0x48, 0xa3, 0, 0x38, 0, 0, 0, 0, 0, 0,       /* mov [0x3800], rax */
-                                   0x0f, 0x0b};                                 /* ud2 */
-    uint8_t *ram = mmap(NULL, 0x4000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    uint64_t result = 0, *page;
-    int r = -ENOTSUP;
+
+    if (ioctl(v->fd, KVM_GET_SREGS, &sregs) < 0)
+        return -errno;
+    sregs.cs = code;
+    sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = data;
+    sregs.cr0 = 0x80010031;
+    sregs.cr3 = P_PML4;
+    sregs.cr4 = 0x20;
+    sregs.efer = 0x501; /* LMA, LME, SCE */
+    return ioctl(v->fd, KVM_SET_SREGS, &sregs) < 0 || ioctl(v->fd, KVM_SET_REGS, &regs) < 0 ? -errno : 0;
+}
+
+/* Run probe_guest.S; a KVM that only stands in for hardware fails on the way. */
+static int probe_vm(struct hvx_engine_vm *e, struct hvx_error *err)
+{
+    static const char *const step[] = {"entering long mode", "setting up system calls", "going to user mode",
+                                       "taking an interrupt from user mode", "returning from it",
+                                       "taking a system call", "returning from it", "taking a page fault"};
+    struct kvm_userspace_memory_region slot = {.memory_size = P_SIZE};
+    struct hvx_exit x = {.size = sizeof(x)};
+    struct hvx_vcpu *v = NULL;
+    uint8_t *ram = mmap(NULL, P_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint32_t reached = 0;
+    int r = -ENOMEM;
 
     if (ram == MAP_FAILED)
-        return -ENOMEM;
-    page = (uint64_t *)(void *)ram;
-    page[0] = 0x2000 | 3;                    /* PML4 at 0 */
-    page[0x2000 / 8] = 0x3000 | 3;           /* PDPT */
-    page[0x3000 / 8] = 0 | 0x83;             /* PD: 2 MiB page at 0 */
-    memcpy(ram + 0x1000, code, sizeof(code));
+        return hvx_fail(err, r, "cpu-kvm: out of memory");
+    probe_memory(ram);
     slot.userspace_addr = (uintptr_t)ram;
-    if (ioctl(e->fd, KVM_SET_USER_MEMORY_REGION, &slot) == 0 && kvm_vcpu_create(e, 0, &v, NULL) == 0 &&
-        ioctl(v->fd, KVM_GET_SREGS, &sregs) == 0) {
-        struct kvm_segment code64 = {.limit = UINT32_MAX, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
-        struct kvm_segment data = {.limit = UINT32_MAX, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
-        sregs.cs = code64;
-        sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = data;
-        sregs.cr0 = 0x80010031;
-        sregs.cr3 = 0;
-        sregs.cr4 = 0x20;
-        sregs.efer = 0x500;
-        sregs.idt.limit = 0;
-        if (ioctl(v->fd, KVM_SET_SREGS, &sregs) == 0 && ioctl(v->fd, KVM_SET_REGS, &regs) == 0 &&
-            kvm_vcpu_run(v, &x) == 0 && x.reason == HVX_EXIT_SHUTDOWN) {
-            memcpy(&result, ram + 0x3800, 8);
-            r = result == 0x1000000000002ull ? 0 : -ENOTSUP;
-        }
+    if (ioctl(e->fd, KVM_SET_USER_MEMORY_REGION, &slot) < 0)
+        r = hvx_fail(err, -errno, "/dev/kvm: cannot give memory to a VM: %s", strerror(errno));
+    else
+        r = kvm_vcpu_create(e, 0, &v, err);
+    if (r == 0 && (r = probe_registers(v)) < 0)
+        hvx_fail(err, r, "/dev/kvm is there but does not take 64-bit registers: %s", strerror(-r));
+    if (r == 0) {
+        kvm_vcpu_run(v, &x);
+        memcpy(&reached, ram + P_STEP, sizeof(reached));
+        if (reached != P_LAST_STEP || x.reason != HVX_EXIT_SHUTDOWN)
+            r = hvx_fail(err, -ENOTSUP, "/dev/kvm is there but cannot run a 64-bit system: it failed at %s%s%.100s",
+                         reached < P_LAST_STEP ? step[reached] : "stopping", x.text[0] ? ": " : "", x.text);
     }
     kvm_vcpu_destroy(v);
-    e->vcpu[0] = NULL;
-    munmap(ram, 0x4000);
+    munmap(ram, P_SIZE);
     return r;
 }
 
@@ -189,9 +222,9 @@ static int probe(void *ctx, struct hvx_error *err)
 
     if (r < 0)
         return r;
-    r = probe_vm(e);
+    r = probe_vm(e, err);
     vm_destroy(e);
-    return r < 0 ? hvx_fail(err, r, "/dev/kvm is there but cannot run 64-bit code") : 0;
+    return r;
 }
 
 static int set_slot(struct hvx_engine_vm *e, const struct hvx_mem_slot *s, struct hvx_error *err)
@@ -286,7 +319,7 @@ static void plugin_fini(void *ctx)
 
 static const struct hvx_cpu_ops ops = {
     .size = sizeof(ops),
-    .rank = 10,
+    .rank = 20,
     .probe = probe,
     .vm_create = vm_create,
     .vm_destroy = vm_destroy,
