@@ -1,3 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-# Tests that boot real guests.
-EXTRA_DIST += boot/vm.py
+# Tests that boot real guests. The short ones are part of make check; make acceptance runs the long one.
+dist_check_SCRIPTS += boot/boot-initramfs.py boot/boot-small.py
+EXTRA_DIST += boot/vm.py boot/guest.py boot/acceptance.py
+
+.PHONY: acceptance
+acceptance:
+	top_srcdir='$(abs_top_srcdir)' top_builddir='$(abs_top_builddir)' python3 $(srcdir)/boot/acceptance.py $(ACCEPTANCE_FLAGS)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Debian guest made by tests/guest/make-disk: boot, log in, run commands, power off, check the file system."""
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+
+import vm
+
+MAKE_DISK = os.path.join(vm.TESTS, "guest", "make-disk")
+PASSWORD = "hvx"
+PARTITION_OFFSET = 1 << 20
+
+
+def master_disk(flavour):
+    """Path of the cached disk, made now if need be; skips the test where that cannot work."""
+    ready = os.path.join(vm.GUESTS, flavour + ".qcow2")
+    if os.environ.get("HVX_GUESTS") and os.path.exists(ready):
+        return ready
+    made = subprocess.run([MAKE_DISK, "-c", vm.GUESTS, flavour], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if made.returncode != 0:
+        if os.path.exists(ready):
+            return ready
+        vm.skip("no guest disk: " + (made.stderr.strip().splitlines() or ["make-disk failed"])[-1])
+    return made.stdout.strip().splitlines()[-1]
+
+
+@contextlib.contextmanager
+def scratch_disk(flavour):
+    """A copy of the master disk that may be written to, in a folder that goes away."""
+    master = master_disk(flavour)
+    with tempfile.TemporaryDirectory(prefix="hvx-test-", dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
+        path = os.path.join(folder, flavour + ".qcow2")
+        subprocess.run(["cp", "--reflink=auto", "--sparse=always", master, path], check=True)
+        yield path
+
+
+def fsck(disk):
+    """(clean, what e2fsck printed) for the disk's only partition; (None, why) if there is no tool for it."""
+    tools = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    if not shutil.which("e2fsck", path=tools):
+        return None, "e2fsck is not installed"
+    raw = disk + ".raw"
+    if shutil.which("qemu-img"):
+        convert = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk, raw]
+    else:
+        convert = [vm.hvx_program(), "image", "convert", "--from", "qcow2", "--to", "raw", disk, raw]
+    made = subprocess.run(convert, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if made.returncode != 0:
+        return False, made.stdout
+    checked = subprocess.run([shutil.which("e2fsck", path=tools), "-fn", "%s?offset=%d" % (raw, PARTITION_OFFSET)],
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    os.unlink(raw)
+    return checked.returncode == 0, checked.stdout
+
+
+class Guest(vm.Machine):
+    """A machine whose serial line leads to a Debian with a login."""
+
+    def wait_login(self, timeout=120):
+        """Waits for the login prompt; returns the seconds since the start."""
+        self.expect(r"login: ", vm.scaled(timeout))
+        return time.monotonic() - self.started
+
+    def second_grub_entry(self, timeout=30):
+        self.expect(r"automatically in", vm.scaled(timeout))
+        self.send("\x1b[B\r")
+
+    def log_in(self):
+        self.send("root\n")
+        self.expect(r"Password: ", vm.scaled(30))
+        self.send(PASSWORD + "\n")
+        self.expect(r"# ", vm.scaled(60))
+        self.send("stty -echo; bind 'set enable-bracketed-paste off'; export PS1= PS2= PAGER=cat LC_ALL=C; dmesg -n 1; echo @@''ready@@\n")
+        self.expect(r"@@ready@@\n", vm.scaled(30))
+
+    def run(self, command, timeout=60):
+        """Runs a shell command; returns (exit status, output)."""
+        self.send("{ %s\n} 2>&1; echo @@$?@@\n" % command)
+        text = ""
+        found = self.expect(r"([\s\S]*?)@@(\d+)@@\n", vm.scaled(timeout))
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", found[1])
+        return int(found[2]), text
+
+    def put(self, path, text):
+        """Writes a text file by here-document."""
+        status, out = self.run("cat >%s <<'@END@'\n%s\n@END@" % (path, text.rstrip("\n")))
+        if status != 0:
+            raise RuntimeError("could not write %s: %s" % (path, out))
+
+    def power_off(self, timeout=60):
+        """Exit status of the VM's process."""
+        self.send("poweroff\n")
+        return self.finish(vm.scaled(timeout))[0]
