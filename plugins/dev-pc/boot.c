@@ -67,6 +67,13 @@ void boot_regs32(struct pc *pc, struct hvx_vcpu_regs *r, uint32_t eip)
     r->apic_base = PC_LAPIC_BASE | 0x900; /* enabled, bootstrap processor */
     r->pat = 0x0007040600070406ull;
     r->misc_enable = 1;
+    /* The local APIC in virtual wire mode, by register number (offset / 16). */
+    r->apic[0x03] = 0x00050014;                               /* version: must be there for the page to count */
+    r->apic[0x0e] = UINT32_MAX;                               /* destination format: flat */
+    r->apic[0x0f] = 0x10f;                                    /* enabled, spurious vector 15 */
+    r->apic[0x32] = r->apic[0x33] = r->apic[0x34] = r->apic[0x37] = 0x10000; /* masked */
+    r->apic[0x35] = 0x700;                                    /* LINT0: ExtINT */
+    r->apic[0x36] = 0x400;                                    /* LINT1: NMI */
 }
 
 static int write_gdt(struct pc *pc, struct hvx_error *err)
