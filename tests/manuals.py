@@ -50,7 +50,7 @@ missing = [c for c in commands if not has_word(text, c)]
 check(not missing, "hvx(1) has every command" + (": not " + ", ".join(missing) if missing else ""))
 for c in commands:
     r = subprocess.run([hvx, c, "--help"], capture_output=True, text=True)
-    check(r.returncode == 0 and "Usage" in r.stdout, f"hvx {c} --help prints its usage and exits with 0")
+    check(r.returncode == 0 and "usage" in r.stdout.lower(), f"hvx {c} --help prints its usage and exits with 0")
     pages = [text] + [manual(p) for p in glob.glob(f"{src}/core/*/hvx-{c}.1")]
     options = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", r.stdout)))
     missing = [o for o in options if not any(has_word(t, o) for t in pages)]

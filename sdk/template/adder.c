@@ -33,7 +33,7 @@ struct adder {
 };
 
 static const struct hvx_option adder_options[] = {
-    {.name = "base", .type = HVX_OPT_INT, .min = 0x100, .max = 0xfff0, .def = "0x700", .help = "first of 16 ports"},
+    {.name = "base", .type = HVX_OPT_INT, .min = 0x100, .max = 0xfff0, .def = "0xa00", .help = "first of 16 ports"},
     {.name = "irq", .type = HVX_OPT_INT, .min = 3, .max = 15, .def = "5", .help = "ISA interrupt"},
     {.name = "delay-ns", .type = HVX_OPT_INT, .min = 0, .max = 1000000000, .def = "1000",
      .help = "how long an addition takes"},

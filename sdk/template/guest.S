@@ -5,7 +5,7 @@
  * prints a line on the first serial port, and leaves through the debug-exit
  * port: hvx ends with status 33 (16 << 1 | 1) when the sum was right, else 35.
  */
-#define ADDER 0x700
+#define ADDER 0xa00
 #define SERIAL 0x3f8
 #define DEBUG_EXIT 0x501
 
