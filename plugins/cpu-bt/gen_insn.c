@@ -300,6 +300,24 @@ static void flags_done(struct trans *t, struct insn *x)
     }
 }
 
+/* Operands whose misalignment is #GP: the host finds it for those done in place,
+ * the slow path must for those that cross pages. */
+static bool must_be_aligned(const ZydisDecodedInstruction *d, unsigned size)
+{
+    switch (d->mnemonic) {
+    case ZYDIS_MNEMONIC_MOVUPS: case ZYDIS_MNEMONIC_MOVUPD: case ZYDIS_MNEMONIC_MOVDQU: case ZYDIS_MNEMONIC_LDDQU:
+    case ZYDIS_MNEMONIC_PCMPESTRI: case ZYDIS_MNEMONIC_PCMPESTRM: case ZYDIS_MNEMONIC_PCMPISTRI:
+    case ZYDIS_MNEMONIC_PCMPISTRM:
+        return false;
+    case ZYDIS_MNEMONIC_VMOVAPS: case ZYDIS_MNEMONIC_VMOVAPD: case ZYDIS_MNEMONIC_VMOVDQA: case ZYDIS_MNEMONIC_VMOVDQA32:
+    case ZYDIS_MNEMONIC_VMOVDQA64: case ZYDIS_MNEMONIC_VMOVNTPS: case ZYDIS_MNEMONIC_VMOVNTPD: case ZYDIS_MNEMONIC_VMOVNTDQ:
+    case ZYDIS_MNEMONIC_VMOVNTDQA:
+        return true;
+    default:
+        return size == 16 && d->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY;
+    }
+}
+
 static void gen_generic(struct trans *t, struct insn *x)
 {
     struct bt_emit *e = &t->e;
@@ -307,8 +325,11 @@ static void gen_generic(struct trans *t, struct insn *x)
     struct enc n;
     uint8_t scratch[3] = {0, 0, 0};
     take_apart(x, &n);
-    if (n.mem)
+    if (n.mem) {
+        if (must_be_aligned(d, n.mem_size))
+            t->desc_extra |= BT_DESC_ALIGNED;
         gen_lookup(t, n.mem, n.mem_size, n.mem_rd, n.mem_wr);
+    }
     flags_for(t, x);
     assign_scratch(&n, scratch);
     n.reg_no = with_scratch(scratch, n.reg, n.reg_no, n.reg_gpr);
@@ -332,6 +353,11 @@ static void gen_generic(struct trans *t, struct insn *x)
             n.reg_no -= 4;
         }
         swap_high(e, (unsigned)swapped);
+    }
+    if (t->in_slot && !t->in_reg) { /* for a fault of the instruction itself */
+        struct bt_map_entry *m = &t->map[t->n_map++];
+        trans_map(t, m, e_here(e), (unsigned)(x->rip - t->rip));
+        m->slot = 1;
     }
     switch (d->encoding) {
     case ZYDIS_INSTRUCTION_ENCODING_VEX: emit_vex(t, x, &n); break;
@@ -717,7 +743,7 @@ static void fill_op(struct trans *t, struct insn *x, struct bt_op *op)
         case ZYDIS_OPERAND_TYPE_MEMORY: {
             ZydisRegister s = o->mem.segment;
             /* of MOVS and CMPS the DS one can be overridden, ES cannot */
-            if (mem_seen && s == ZYDIS_REGISTER_ES)
+            if (mem_seen && (s == ZYDIS_REGISTER_ES || op->is_mem)) /* nor is the stack's the ModRM operand */
                 break;
             mem_seen = true;
             op->is_mem = o->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT && o->encoding != ZYDIS_OPERAND_ENCODING_NONE;
@@ -832,7 +858,12 @@ void gen_insn(struct trans *t, struct insn *x)
     struct bt_vcpu *c = t->c;
     switch (x->kind) {
     case K_GENERIC: gen_generic(t, x); break;
-    case K_NOP: break;
+    case K_NOP:
+        /* Cache-line flushes do nothing here but fault like loads of a byte. */
+        if (x->d.mnemonic == ZYDIS_MNEMONIC_CLFLUSH || x->d.mnemonic == ZYDIS_MNEMONIC_CLFLUSHOPT ||
+            x->d.mnemonic == ZYDIS_MNEMONIC_CLWB)
+            gen_lookup(t, &x->op[0], 1, true, false);
+        break;
     case K_OP: gen_op(t, x); break;
     case K_PUSH: gen_push(t, x); break;
     case K_POP: gen_pop(t, x); break;

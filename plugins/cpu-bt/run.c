@@ -307,8 +307,14 @@ static bool pending_work(struct bt_vcpu *c, uint32_t p)
 
 static void interrupts(struct bt_vcpu *c)
 {
-    if (c->shadow || c->wait_sipi)
+    if (c->wait_sipi)
         return;
+    if (c->shadow) { /* one instruction later: turn() sets the bits again */
+        uint32_t bits = atomic_fetch_and(&c->pending, ~(BT_PEND_IRQ | BT_PEND_NMI));
+        c->irq_wait |= (bits & BT_PEND_IRQ) != 0;
+        c->nmi_held |= (bits & BT_PEND_NMI) != 0;
+        return;
+    }
     uint32_t p = atomic_load_explicit(&c->pending, memory_order_relaxed);
     if ((p & BT_PEND_NMI) && !c->nmi_masked) {
         atomic_fetch_and(&c->pending, ~BT_PEND_NMI);
@@ -349,7 +355,7 @@ static void hold_nmi(struct bt_vcpu *c)
     if (c->nmi_masked && (atomic_load(&c->pending) & BT_PEND_NMI)) {
         atomic_fetch_and(&c->pending, ~BT_PEND_NMI);
         c->nmi_held = 1;
-    } else if (c->nmi_held && !c->nmi_masked) {
+    } else if (c->nmi_held && !c->nmi_masked && !c->shadow) {
         c->nmi_held = 0;
         atomic_fetch_or(&c->pending, BT_PEND_NMI);
     }
@@ -416,6 +422,8 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         c->force_single = single;
         return 0;
     }
+    if (shadow && (c->irq_wait || c->nmi_held))
+        atomic_fetch_or(&c->pending, (c->irq_wait ? BT_PEND_IRQ : 0) | (c->nmi_held && !c->nmi_masked ? BT_PEND_NMI : 0));
     /* MOV SS (shadow 2) holds the trap off, STI does not; INT n takes TF along. */
     if (step && c->shadow != 2 && !c->int_done) {
         c->dr[6] |= 0x4000;
