@@ -349,23 +349,38 @@ struct bt_block *bt_block_at(struct bt_vcpu *c, uint64_t host)
     return host >= (cold ? b->cold : b->ind) ? b : NULL;
 }
 
-bool bt_host_to_rip(struct bt_vcpu *c, uint64_t host, uint64_t *rip)
+static const struct bt_map_entry *map_find(struct bt_vcpu *c, uint64_t host, const struct bt_block **block)
 {
     struct bt_block *b = bt_block_at(c, host);
     if (!b)
-        return false;
+        return NULL;
     const struct bt_map_entry *m = &c->cache->map[b->map];
     bool cold = host >= (uintptr_t)c->cache->cold;
     int best = -1;
     for (int i = 0; i < b->n_map; i++)
         if ((m[i].host >= (uintptr_t)c->cache->cold) == cold && m[i].host <= host)
             best = i;
-    if (best < 0)
+    *block = b;
+    return best < 0 ? NULL : &m[best];
+}
+
+bool bt_host_to_rip(struct bt_vcpu *c, uint64_t host, uint64_t *rip)
+{
+    const struct bt_block *b;
+    const struct bt_map_entry *m = map_find(c, host, &b);
+    if (!m)
         return false;
-    *rip = b->rip + m[best].off;
+    *rip = b->rip + m->off;
     if ((b->mode & BT_MODE_CODE) != BT_MODE_CODE64)
         *rip = (uint32_t)*rip;
     return true;
+}
+
+bool bt_host_flags_in_slot(struct bt_vcpu *c, uint64_t host)
+{
+    const struct bt_block *b;
+    const struct bt_map_entry *m = map_find(c, host, &b);
+    return m && m->slot;
 }
 
 void bt_cache_flush(struct bt_vcpu *c)

@@ -61,8 +61,8 @@ struct bt_exit {
  * entries first, then cold ones. */
 struct bt_map_entry {
     uint32_t host;
-    uint16_t off; /* guest bytes from the start of the block */
-    uint16_t pad;
+    uint16_t off;  /* guest bytes from the start of the block */
+    uint16_t slot; /* from here on the guest's flags are in c->flags_slot, RFLAGS are a look-up's */
 };
 /* One guest page with translations. */
 struct bt_codepage {
@@ -129,6 +129,7 @@ void bt_unlink_block(struct bt_vcpu *c, struct bt_block *b); /* async-signal-saf
 void bt_relink(struct bt_vcpu *c);
 struct bt_block *bt_block_at(struct bt_vcpu *c, uint64_t host); /* by any host address of it */
 bool bt_host_to_rip(struct bt_vcpu *c, uint64_t host, uint64_t *rip);
+bool bt_host_flags_in_slot(struct bt_vcpu *c, uint64_t host);
 struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create);
 /* The bytes [pa, pa+n) change: drop this vCPU's blocks over them; true when `current` was among them. */
 bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_block *current);

@@ -238,6 +238,12 @@ static void set_flags(struct insn *x)
     x->f_kill &= ~f->undefined | (f->modified | f->set_0 | f->set_1);
     if (x->d.mnemonic == M(BSF) || x->d.mnemonic == M(BSR))
         x->f_kill &= BT_ZF;
+    switch (x->d.mnemonic) { /* may fault on the host: the flags before are needed then */
+    case M(PTEST): case M(VPTEST): case M(VTESTPS): case M(VTESTPD): case M(COMISS): case M(COMISD): case M(UCOMISS):
+    case M(UCOMISD): case M(VCOMISS): case M(VCOMISD): case M(VUCOMISS): case M(VUCOMISD): case M(VCOMISH):
+    case M(VUCOMISH): x->f_kill = 0; break;
+    default: break;
+    }
 }
 
 void trans_classify(struct trans *t, struct insn *x)

@@ -67,7 +67,8 @@ static void take_apart(struct insn *x, struct enc *n)
             continue;
         unsigned g = reg_number(o->reg.value, &high);
         bool wr = operand_is(o, ACT_WR), rd = operand_is(o, ACT_RD);
-        if (wr && (operand_is(o, ZYDIS_OPERAND_ACTION_CONDWRITE) || o->size < 32))
+        if (wr && (operand_is(o, ZYDIS_OPERAND_ACTION_CONDWRITE) || o->size < 32 || d->mnemonic == ZYDIS_MNEMONIC_BSF ||
+                   d->mnemonic == ZYDIS_MNEMONIC_BSR)) /* those leave it alone for a source of 0 */
             rd = true; /* merges with the old value */
         unsigned no = g;
         if (gpr && !high) {

@@ -114,6 +114,7 @@ void trans_map(struct trans *t, struct bt_map_entry *m, uint32_t host, unsigned 
     (void)t;
     m->host = host;
     m->off = (uint16_t)off;
+    m->slot = 0;
 }
 
 struct cold *trans_cold(struct trans *t, unsigned type, uint8_t *site)
@@ -133,7 +134,8 @@ static void lookup(struct trans *t, unsigned size, bool rd, bool wr, bool stack)
     struct bt_vcpu *c = t->c;
     unsigned s = t->cpl3;
     uint32_t desc = size | (wr ? BT_DESC_WRITE : 0) | (rd ? BT_DESC_READ : 0) | (s ? BT_DESC_USER : 0) |
-                    (stack ? BT_DESC_STACK : 0);
+                    (stack ? BT_DESC_STACK : 0) | t->desc_extra;
+    t->desc_extra = 0;
     flags_clobbered(t);
     if (t->careful) {
         e_mov_imm(e, H_R15, desc | BT_DESC_CAREFUL);
@@ -221,6 +223,8 @@ void gen_lookup(struct trans *t, const ZydisDecodedOperand *o, unsigned size, bo
 {
     gen_flags_before_mem(t);
     gen_offset(t, o, t->cur->d.address_width);
+    if (t->code64 && o->mem.segment == ZYDIS_REGISTER_SS)
+        t->desc_extra |= BT_DESC_SS;
     segment(t, seg_number(o->mem.segment), size, wr);
     lookup(t, size, rd, wr, false);
 }

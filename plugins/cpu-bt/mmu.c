@@ -655,7 +655,9 @@ uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
     c->st.slow_accesses++;
     if (!bt_long_mode(c))
         ea = (uint32_t)ea, page = (uint32_t)page;
-    check_canonical(c, ea, size, (desc & BT_DESC_STACK) != 0);
+    if ((desc & BT_DESC_ALIGNED) && (ea & (size - 1)))
+        bt_raise_err(c, BT_EX_GP, 0);
+    check_canonical(c, ea, size, (desc & (BT_DESC_STACK | BT_DESC_SS)) != 0);
     if (desc & BT_DESC_CAREFUL) {
         c->st.bounces++;
         if (desc & BT_DESC_WRITE) {

@@ -202,6 +202,7 @@ void bt_op_movdir64b(struct bt_vcpu *c, const struct bt_op *op)
         bt_raise(c, BT_EX_UD);
     uint64_t src = sys_mem_lin(c, op, 64, false);
     uint64_t dst = bt_seg_lin(c, BT_ES, bt_reg_get(c, op->reg, op->addrsize, 0), 64, true);
+    bt_probe(c, src, 64, bt_acc(c));
     if (dst & 63)
         sys_gp0(c);
     bt_probe(c, dst, 64, bt_acc(c) | BT_ACC_WRITE);

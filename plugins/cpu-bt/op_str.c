@@ -62,6 +62,13 @@ static uint64_t room(const struct str *s, unsigned seg, uint64_t off, uint64_t l
     return fit < n ? (fit ? fit : 1) : n;
 }
 
+/* The operand accessed first faults first. Its page is looked at ahead of time only
+ * when the other one is about to raise #GP. */
+static inline bool not_canonical(const struct str *s, unsigned reg)
+{
+    return bt_code64(s->c) && !sys_canonical(index_get(s, reg));
+}
+
 /* Check one operand's first element (raises), shorten *n to the run. */
 static void open_run(const struct str *s, unsigned seg, unsigned reg, bool write, uint64_t *n, struct run *r)
 {
@@ -76,6 +83,8 @@ static void open_run(const struct str *s, unsigned seg, unsigned reg, bool write
 static void *run_ptr(const struct str *s, const struct run *r, uint64_t n, bool write)
 {
     uint64_t bytes = n * s->size, first = s->back ? r->lin - (bytes - s->size) : r->lin;
+    if (s->back) /* a fault must name the first element, which is the highest */
+        bt_probe(s->c, r->lin, s->size, bt_acc(s->c) | (write ? BT_ACC_WRITE : 0));
     uint8_t *p = bt_host_ptr(s->c, first, bytes, bt_acc(s->c) | (write ? BT_ACC_WRITE : 0));
     return p ? p + (r->lin - first) : NULL;
 }
@@ -151,6 +160,8 @@ static uint64_t movs_piece(struct str *s)
     struct run src, dst;
 
     open_run(s, s->op->seg, BT_RSI, false, &n, &src);
+    if (not_canonical(s, BT_RDI))
+        bt_probe(c, src.lin, s->size, bt_acc(c));
     open_run(s, BT_ES, BT_RDI, true, &n, &dst);
     if (n) {
         src.host = run_ptr(s, &src, n, false);
@@ -162,6 +173,7 @@ static uint64_t movs_piece(struct str *s)
     } else {
         /* Reading a device may have effects: the store must not fail after it. */
         n = 1;
+        bt_probe(c, src.lin, s->size, bt_acc(c));
         bt_probe(c, dst.lin, s->size, bt_acc(c) | BT_ACC_WRITE);
         bt_write(c, dst.lin, s->size, bt_read(c, src.lin, s->size, bt_acc(c)), bt_acc(c) | BT_ACC_WRITE);
     }
@@ -275,21 +287,25 @@ static bool compare_piece(struct str *s, bool cmps)
     uint64_t n = s->count, done = 1, acc = bt_reg_get(c, BT_RAX, s->size, 0);
     struct run src = {0}, dst;
 
-    if (cmps)
-        open_run(s, s->op->seg, BT_RSI, false, &n, &src);
+    /* Processors read [rDI] first. */
     open_run(s, BT_ES, BT_RDI, false, &n, &dst);
-    if (n) {
-        if (cmps)
-            src.host = run_ptr(s, &src, n, false);
-        if (!cmps || src.host)
-            dst.host = run_ptr(s, &dst, n, false);
+    if (cmps) {
+        if (not_canonical(s, BT_RSI))
+            bt_probe(c, dst.lin, s->size, bt_acc(c));
+        open_run(s, s->op->seg, BT_RSI, false, &n, &src);
     }
-    if (dst.host) {
+    if (n) {
+        dst.host = run_ptr(s, &dst, n, false);
+        if (cmps && dst.host)
+            src.host = run_ptr(s, &src, n, false);
+    }
+    if (dst.host && (!cmps || src.host)) {
         done = compare_run(s, src.host, acc, dst.host, n);
     } else {
+        uint64_t b = bt_read(c, dst.lin, s->size, bt_acc(c));
         if (cmps)
             acc = bt_read(c, src.lin, s->size, bt_acc(c));
-        compare_flags(c, acc, bt_read(c, dst.lin, s->size, bt_acc(c)), s->size);
+        compare_flags(c, acc, b, s->size);
     }
     if (cmps)
         index_advance(s, BT_RSI, done);
@@ -301,9 +317,11 @@ static bool compare_piece(struct str *s, bool cmps)
 static void compare(struct bt_vcpu *c, const struct bt_op *op, bool cmps)
 {
     struct str s;
+    uint32_t before = c->flags_slot;
     if (!str_begin(&s, c, op))
         return;
     do {
+        c->flags_slot = before; /* what a fault in the middle shows: SDM volume 2, REP */
         if (!compare_piece(&s, cmps)) {
             c->rip = op->next_rip;
             return;

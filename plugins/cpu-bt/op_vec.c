@@ -290,6 +290,7 @@ void bt_op_maskmovq(struct bt_vcpu *c, const struct bt_op *op)
     sys_copy(src, c->xsave + LEGACY_ST + 16 * ((v.reg - top) & 7), 8);
     sys_copy(mask, c->xsave + LEGACY_ST + 16 * (((v.rm & 7) - top) & 7), 8);
     store_masked(c, op, src, mask, 8);
-    if (top == 0)
-        c->xsave[4] = 0xff; /* an MMX instruction marks all registers valid */
+    /* As every MMX instruction: TOP becomes 0 and all registers valid. */
+    sys_fp_live(c);
+    __asm__ volatile("movq %mm0, %mm0");
 }

@@ -63,7 +63,8 @@ static void on_fault(int sig, siginfo_t *info, void *ucv)
                                   REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12};
     for (unsigned i = 0; i < 13; i++)
         c->gpr[i] = (uint64_t)g[order[i]];
-    c->flags_slot = bt_flags_to_slot((uint32_t)g[REG_EFL]);
+    if (!bt_host_flags_in_slot(c, pc))
+        c->flags_slot = bt_flags_to_slot((uint32_t)g[REG_EFL]);
     c->rip = rip;
     c->in_code = 0;
     unsigned v;

@@ -68,6 +68,7 @@ struct trans {
     unsigned n_map;
     struct bt_block *b;
     bool in_reg, in_slot;
+    uint32_t desc_extra; /* BT_DESC_ALIGNED, BT_DESC_SS for the next look-up */
     int rsp_bias; /* POP [rsp+x]: added to RSP in addresses */
     struct insn *cur;
 };

@@ -125,6 +125,23 @@ static bool ends_block(const struct insn *x)
     }
 }
 
+/* Zydis 4.0.0 takes [index*scale + disp32] for [r13d + index*scale] where REX.B
+ * is set under an address-size prefix. */
+static void fix_sib(struct insn *x)
+{
+    const ZydisDecodedInstruction *d = &x->d;
+    if (d->address_width != 32 || !(d->attributes & ZYDIS_ATTRIB_HAS_SIB) || d->raw.modrm.mod || d->raw.sib.base != 5)
+        return;
+    for (unsigned i = 0; i < d->operand_count; i++) {
+        ZydisDecodedOperandMem *m = &x->op[i].mem;
+        if (x->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && m->base == ZYDIS_REGISTER_R13D) {
+            m->base = ZYDIS_REGISTER_NONE;
+            m->disp.has_displacement = true;
+            m->disp.value = d->raw.disp.value;
+        }
+    }
+}
+
 /* Fills t->insn; returns the page of the tail if the block straddles, else 0. */
 static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
 {
@@ -169,6 +186,7 @@ static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
             t->n++;
             return pa2;
         }
+        fix_sib(x);
         trans_classify(t, x);
         at += x->d.length;
         t->n++;
@@ -269,6 +287,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     t->cs_base = t->code64 ? 0 : c->seg_base[BT_CS];
     t->n_cold = t->n_map = 0;
     t->rsp_bias = 0;
+    t->desc_extra = 0;
     t->cur = NULL;
 
     uint64_t pa2 = decode_block(t, pa, host);

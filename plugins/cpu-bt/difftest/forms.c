@@ -191,7 +191,18 @@ static void form_name(const ZydisDecodedInstruction *d, const ZydisDecodedOperan
 
 static bool decode(const uint8_t *b, size_t n, ZydisDecodedInstruction *d, ZydisDecodedOperand *op)
 {
-    return ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, b, n, d, op));
+    if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, b, n, d, op)))
+        return false;
+    /* Zydis 4.0.0 takes [index*scale + disp32] for [r13d + index*scale] under
+     * an address-size prefix when REX.B is set. */
+    if (d->address_width == 32 && (d->attributes & ZYDIS_ATTRIB_HAS_SIB) && d->raw.modrm.mod == 0 && d->raw.sib.base == 5)
+        for (unsigned i = 0; i < d->operand_count; i++)
+            if (op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && op[i].mem.base == ZYDIS_REGISTER_R13D) {
+                op[i].mem.base = ZYDIS_REGISTER_NONE;
+                op[i].mem.disp.has_displacement = true;
+                op[i].mem.disp.value = d->raw.disp.value;
+            }
+    return true;
 }
 
 /* --- encoding ----------------------------------------------------------------------------- */

@@ -137,6 +137,7 @@ static void build_system(void)
                             0x00008b0000000067 | (tss & 0xffffff) << 16 | (tss >> 24 & 0xff) << 56, tss >> 32};
     memcpy(guest_at(NULL, KTABLES), gdt, sizeof(gdt));
     memcpy(guest_at(NULL, tss + 4), &sp, 8);
+    memcpy(guest_at(NULL, tss + 0x66), &(uint16_t){0x68}, 2); /* no I/O permission map */
     for (unsigned i = 0; i < 32; i++)
         gate(i, DRIVER_AT(driver_guest_stubs) + i * GUEST_STUB_SIZE, i == 3 || i == 4 ? 3 : 0);
     gate(0x81, DRIVER_AT(driver_guest_stop), 3);

@@ -159,6 +159,33 @@ static void note(char *buf, size_t n, const char *what, uint64_t want, uint64_t 
                  (unsigned long long)got);
 }
 
+/* A fault of an instruction with MMX operands comes after the switch to MMX mode
+ * has changed the x87 state on this processor; no manual promises either. */
+static bool mmx_fault(const struct test_case *t, const uint8_t *out)
+{
+    if (word(out, B_VECTOR) == ~0ull)
+        return false;
+    for (unsigned i = 0; i < t->in->insn.operand_count; i++)
+        if (t->in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            ZydisRegisterGetClass(t->in->op[i].reg.value) == ZYDIS_REGCLASS_MMX)
+            return true;
+    return false;
+}
+
+/* Which byte of a long x87 image or a masked store faults first is the microcode's
+ * business. */
+static uint64_t cr2_mask(const struct test_case *t)
+{
+    ZydisMnemonic m = t->in->insn.mnemonic;
+    if (m == ZYDIS_MNEMONIC_MASKMOVDQU || m == ZYDIS_MNEMONIC_MASKMOVQ || m == ZYDIS_MNEMONIC_VMASKMOVDQU)
+        return ~0xfffull;
+    for (unsigned i = 0; i < t->in->insn.operand_count; i++)
+        if (t->in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && t->in->op[i].size >= 112 &&
+            t->in->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && t->in->op[i].size != 128)
+            return ~0xfffull;
+    return ~0ull;
+}
+
 static bool same(const struct test_case *t, const uint8_t *in, const uint8_t *a, const uint8_t *b, char *why, size_t n)
 {
     bool ok = true;
@@ -174,15 +201,17 @@ static bool same(const struct test_case *t, const uint8_t *in, const uint8_t *a,
     for (unsigned i = 0; i < 4; i++)
         if (word(a, exc[i].off) != word(b, exc[i].off))
             note(why, n, exc[i].name, word(a, exc[i].off), word(b, exc[i].off)), ok = false;
-    if (word(a, B_VECTOR) == 14 && word(b, B_VECTOR) == 14 && word(a, B_CR2) != word(b, B_CR2))
+    if (word(a, B_VECTOR) == 14 && word(b, B_VECTOR) == 14 &&
+        ((word(a, B_CR2) ^ word(b, B_CR2)) & cr2_mask(t)))
         note(why, n, "cr2", word(a, B_CR2), word(b, B_CR2)), ok = false;
     for (unsigned i = 0; i < WIN1_SIZE + WIN2_SIZE; i++)
         if (a[B_WIN + i] != b[B_WIN + i] && !pointer_byte(t, in, i)) {
             snprintf(name, sizeof(name), "%s%+d", i < WIN1_SIZE ? "A/B" : "B/C", i < WIN1_SIZE ? (int)i - 256 : (int)i - 768);
             note(why, n, name, a[B_WIN + i], b[B_WIN + i]), ok = false;
         }
+    bool no_x87 = mmx_fault(t, a);
     for (unsigned i = 0; i < xlayout.total; i++)
-        if (a[B_XSAVE + i] != b[B_XSAVE + i] && xsave_compared(i))
+        if (!(no_x87 && i < 160 && (i < 24 || i >= 32)) && a[B_XSAVE + i] != b[B_XSAVE + i] && xsave_compared(i))
             note(why, n, xsave_part(i), a[B_XSAVE + i], b[B_XSAVE + i]), ok = false;
     return ok;
 }
