@@ -39,7 +39,7 @@ struct io {
     struct io *next, *prev; /* free list, in flight, or waiting */
     struct io *next_done;
     uint32_t op;
-    bool exclusive;
+    bool exclusive, in_line;
     uint64_t from, to; /* in units of whole clusters; empty for a flush */
     unsigned pending;  /* transfers in the ring */
     int result;
@@ -257,6 +257,10 @@ static bool conflicts(const struct hvx_blk *b, const struct io *io)
 
 static void activate(struct io *io)
 {
+    if (io->in_line) {
+        list_del(&io->b->waiting, io);
+        io->in_line = false;
+    }
     list_add(&io->b->active, io);
     io->b->n_exclusive += io->exclusive;
 }
@@ -368,6 +372,7 @@ static void begin(struct hvx_blk *b, struct hvx_blk_req *req)
     set_range(io);
     if (!try_start(io)) {
         b->count.waited++;
+        io->in_line = true;
         list_add(&b->waiting, io);
     }
 }
@@ -391,25 +396,7 @@ static void restart(struct hvx_blk *b)
     b->restarting = true;
     for (struct io *io = b->waiting.head, *next; io; io = next) {
         next = io->next;
-        if (conflicts(b, io))
-            continue;
-        /* try_start links it into the active list: unlink first, put back in
-         * place when it turns out that it must be exclusive and cannot. */
-        struct io *prev = io->prev;
-        list_del(&b->waiting, io);
-        if (try_start(io))
-            continue;
-        io->prev = prev;
-        io->next = next;
-        if (prev)
-            prev->next = io;
-        else
-            b->waiting.head = io;
-        if (next)
-            next->prev = io;
-        else
-            b->waiting.tail = io;
-        b->waiting.n++;
+        (void)try_start(io); /* takes it out of the line, unless it must be exclusive and cannot yet */
     }
     while (b->overflow && b->idle.n) {
         struct hvx_blk_req *req = b->overflow;

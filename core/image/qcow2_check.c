@@ -229,6 +229,8 @@ static void compare(struct check *c)
     for (uint64_t rbi = 0; rbi < q->rt_size || rbi * q->rb_entries < c->n_clusters; rbi++) {
         uint64_t block = rbi < q->rt_size ? q->rt[rbi] : 0, base = rbi * q->rb_entries;
         bool usable = block && !qcow2_in_cluster(q, block) && block >> q->cluster_bits < c->n_clusters;
+        if (!usable && base >= c->n_clusters)
+            continue;
         if (usable && read_table(c, block, q->cluster_bytes, c->buf))
             continue;
         for (uint64_t i = 0; i < q->rb_entries; i++) {
@@ -244,8 +246,6 @@ static void compare(struct check *c)
                 say(c, "leaked cluster %llu: refcount %llu, but %llu references", (unsigned long long)(base + i),
                     (unsigned long long)stored, (unsigned long long)refs);
             }
-            if (base + i >= c->n_clusters && !usable)
-                break;
         }
     }
 }

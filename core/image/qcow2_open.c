@@ -374,6 +374,9 @@ static int open_header(struct qcow2 *q, struct hvx_error *err)
                         "is a raw disk, say format=raw", NAME, h.magic);
     if (h.version != 2 && h.version != 3)
         return hvx_fail(err, -ENOTSUP, "disk image %s is qcow version %u; known are 2 and 3", NAME, h.version);
+    if (h.version == 3 && n_file < offsetof(struct qcow2_header, compression_type))
+        return hvx_fail(err, -EINVAL, "disk image %s is cut off: it has %llu bytes, less than its header", NAME,
+                        (unsigned long long)n_file);
     r = check_header(q, &h, err);
     if (r)
         return r;
