@@ -16,7 +16,6 @@ TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TOP = os.environ.get("top_srcdir") or os.path.dirname(TESTS)
 BUILD = os.environ.get("top_builddir") or TOP
 ENGINE = os.environ.get("HVX_ENGINE", "bt")
-QEMU = ENGINE == "qemu-tcg"
 GUESTS = os.environ.get("HVX_GUESTS") or os.path.join(TOP, "guests")
 
 # What the process of a VM ends with.
@@ -37,13 +36,14 @@ def hvx_program():
 
 
 def command(cpus=1, memory=512, kernel=None, initrd=None, append=None, disk=None, snapshot=False, net="none",
-            debug_exit=False, no_reboot=False, extra=()):
+            debug_exit=False, no_reboot=False, extra=(), engine=None):
     """The command line of one VM. `disk` is (path, format); `net` "none", "user" or "user" with host forwards as
     a list of (host port, guest port)."""
+    engine = engine or ENGINE
     forwards = []
     if isinstance(net, list):
         forwards, net = net, "user"
-    if QEMU:
+    if engine == "qemu-tcg":
         cmd = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", os.environ.get("HVX_QEMU_CPU", "max"), "-smp", str(cpus),
                "-m", str(memory), "-display", "none", "-serial", "stdio", "-monitor", "none"]
         if kernel:
@@ -63,7 +63,7 @@ def command(cpus=1, memory=512, kernel=None, initrd=None, append=None, disk=None
         if no_reboot:
             cmd += ["-no-reboot"]
         return cmd + list(extra)
-    cmd = [hvx_program(), "run", "--quiet", "--engine", ENGINE, "--cpus", str(cpus), "--memory", "%dM" % memory]
+    cmd = [hvx_program(), "run", "--quiet", "--engine", engine, "--cpus", str(cpus), "--memory", "%dM" % memory]
     if kernel:
         cmd += ["--kernel", kernel]
     if initrd:
@@ -93,13 +93,14 @@ class Ended(Exception):
 class Machine:
     """A running VM and its serial line. Use as a context manager: leaving it ends the VM."""
 
-    def __init__(self, cmd, log=None):
+    def __init__(self, cmd, log=None, cpu=None):
         self.cmd = cmd
         self.started = time.monotonic()
         self.buffer = ""
         self.log = open(log, "ab") if log else None
         self.proc = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                     start_new_session=True)
+                                     start_new_session=True,
+                                     preexec_fn=cpu is not None and (lambda: os.sched_setaffinity(0, {cpu})) or None)
         os.set_blocking(self.proc.stdout.fileno(), False)
 
     def __enter__(self):

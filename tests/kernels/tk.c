@@ -177,6 +177,9 @@ void tk_exit(void)
     for (int i = 0; i < 100000 && !(inb(COM1 + 5) & 0x40); i++)
         ;
     outb(DEBUG_EXIT, n_bad ? 0x11 : 0x10);
+    /* The VMM may take a moment to stop this CPU. */
+    for (volatile uint32_t i = 0; i < 300000000; i++)
+        __asm__ volatile("pause");
     put_string("# isa-debug-exit did not end this machine\n");
     for (;;)
         __asm__ volatile("cli; hlt");
