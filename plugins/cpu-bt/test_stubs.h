@@ -8,7 +8,7 @@
 #define BT_TEST_STUBS_H
 
 #include "apic.h"
-#include "cpuid.h"
+#include "cpu_model.h"
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
