@@ -210,6 +210,18 @@ struct bt_vcpu {
         uint8_t pad[3];
         __attribute__((aligned(64))) uint8_t buf[4096 + 64];
     } bounce;
+    /* Four host pages - none, read-write, none, none - where a masked vector
+     * operand is put whose guest pages are not all accessible: the host finds
+     * out whether an active element touches a bad one (mmu.c). */
+    struct {
+        uint8_t *base;
+        uint64_t host, lin; /* of the operand's first byte */
+        uint32_t split;     /* bytes before the page border */
+        uint32_t error[2];  /* of a fault on the first, the second page */
+        uint8_t vector[2];
+        uint8_t commit;     /* bounce.buf is to be filled from `from` */
+        const uint8_t *from;
+    } window;
 
     unsigned index;
     uint32_t apic_id;

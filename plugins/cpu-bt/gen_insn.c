@@ -34,6 +34,18 @@ static unsigned memory_size(const struct insn *x, const ZydisDecodedOperand *o)
     return bits ? bits / 8 : 1;
 }
 
+/* May elements be masked off? Zydis calls the VEX stores plain writes. */
+static bool is_masked(const ZydisDecodedInstruction *d)
+{
+    switch (d->mnemonic) {
+    case ZYDIS_MNEMONIC_VMASKMOVPS: case ZYDIS_MNEMONIC_VMASKMOVPD: case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ:
+        return true;
+    default:
+        return d->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && d->raw.evex.aaa;
+    }
+}
+
 static void take_apart(struct insn *x, struct enc *n)
 {
     const ZydisDecodedInstruction *d = &x->d;
@@ -44,7 +56,7 @@ static void take_apart(struct insn *x, struct enc *n)
     n->has_modrm = (d->attributes & ZYDIS_ATTRIB_HAS_MODRM) != 0;
     n->reg_no = d->raw.modrm.reg;
     n->rm_no = d->raw.modrm.rm;
-    bool masked = d->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && d->raw.evex.aaa;
+    bool masked = is_masked(d);
     for (unsigned i = 0; i < d->operand_count; i++) {
         const ZydisDecodedOperand *o = &x->op[i];
         if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
@@ -329,6 +341,8 @@ static void gen_generic(struct trans *t, struct insn *x)
     if (n.mem) {
         if (must_be_aligned(d, n.mem_size))
             t->desc_extra |= BT_DESC_ALIGNED;
+        if (is_masked(d))
+            t->desc_extra |= BT_DESC_MASKED;
         gen_lookup(t, n.mem, n.mem_size, n.mem_rd, n.mem_wr);
     }
     flags_for(t, x);

@@ -232,6 +232,8 @@ void gen_lookup(struct trans *t, const ZydisDecodedOperand *o, unsigned size, bo
 void gen_lookup_at(struct trans *t, unsigned seg, unsigned size, bool rd, bool wr)
 {
     gen_flags_before_mem(t);
+    if (t->code64 && seg == BT_SS)
+        t->desc_extra |= BT_DESC_SS;
     segment(t, seg, size, wr);
     lookup(t, size, rd, wr, false);
 }

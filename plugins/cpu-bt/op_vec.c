@@ -292,5 +292,6 @@ void bt_op_maskmovq(struct bt_vcpu *c, const struct bt_op *op)
     store_masked(c, op, src, mask, 8);
     /* As every MMX instruction: TOP becomes 0 and all registers valid. */
     sys_fp_live(c);
-    __asm__ volatile("movq %mm0, %mm0");
+    uint32_t any;
+    __asm__ volatile("movd %%mm0, %0" : "=r"(any));
 }

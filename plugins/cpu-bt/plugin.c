@@ -227,7 +227,7 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     struct bt_vm *vm = (struct bt_vm *)e;
     size_t o_cache = up(sizeof(struct bt_vcpu)), o_tlb = o_cache + up(sizeof(struct bt_cache));
     size_t n_tlb = up(BT_TLB_SIZE * sizeof(struct bt_tlb_entry)), n_jc = up(BT_JC_SIZE * 4);
-    size_t o_jc = o_tlb + 2 * n_tlb, o_stubs = o_jc + 2 * n_jc, o_hot = o_stubs + 16384, o_cold = o_hot + BT_HOT_BYTES;
+    size_t o_jc = o_tlb + 2 * n_tlb, o_win = o_jc + 2 * n_jc, o_stubs = o_win + 4 * 4096, o_hot = o_stubs + 16384, o_cold = o_hot + BT_HOT_BYTES;
     size_t total = o_cold + BT_COLD_BYTES;
     uint8_t *r = mmap(NULL, total, PROT_READ | PROT_WRITE | PROT_EXEC,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT | MAP_NORESERVE, -1, 0);
@@ -249,6 +249,9 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
         c->tlb[t] = (struct bt_tlb_entry *)(r + o_tlb + t * n_tlb);
         c->jc[t] = (uint32_t *)(r + o_jc + t * n_jc);
     }
+    c->window.base = r + o_win;
+    mprotect(r + o_win, 4096, PROT_NONE);
+    mprotect(r + o_win + 2 * 4096, 2 * 4096, PROT_NONE);
     k->stubs_start = (uint32_t)(uintptr_t)(r + o_stubs);
     k->stubs_end = k->stubs_start + 16384;
     k->hot = k->hot_p = r + o_hot;

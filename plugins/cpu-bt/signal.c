@@ -54,7 +54,6 @@ static void on_fault(int sig, siginfo_t *info, void *ucv)
     ucontext_t *uc = ucv;
     greg_t *g = uc->uc_mcontext.gregs;
     uint64_t pc = (uint64_t)g[REG_RIP], rip;
-    (void)info;
     if (!c || c->in_code != 1 || !in_blocks(c, pc) || !bt_host_to_rip(c, pc, &rip)) {
         sigaction(sig, &old_action[sig], NULL); /* not ours: once more, for whoever else handles it */
         return;
@@ -76,9 +75,18 @@ static void on_fault(int sig, siginfo_t *info, void *ucv)
     case 19: v = BT_EX_XM; break;
     default: v = BT_EX_GP; break;
     }
-    c->exc.vector = (uint8_t)v;
-    c->exc.has_error = v == BT_EX_GP || v == BT_EX_AC;
     c->exc.error = 0;
+    uint64_t in_window = (uint64_t)(uintptr_t)info->si_addr - (uintptr_t)c->window.base;
+    if (g[REG_TRAPNO] == 14 && in_window < 4 * 4096) { /* an active element on a bad page */
+        uint64_t d = (uint64_t)(uintptr_t)info->si_addr - c->window.host;
+        unsigned page = d >= c->window.split;
+        v = c->window.vector[page];
+        c->exc.error = c->window.error[page];
+        if (v == BT_EX_PF)
+            c->cr2 = c->window.lin + d;
+    }
+    c->exc.vector = (uint8_t)v;
+    c->exc.has_error = v == BT_EX_GP || v == BT_EX_AC || v == BT_EX_PF || v == BT_EX_SS;
     c->exc.valid = 1;
     c->force_careful = c->force_single = 0;
     g[REG_RIP] = (greg_t)(uintptr_t)land;
