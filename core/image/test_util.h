@@ -6,6 +6,8 @@
 #ifndef HVX_IMAGE_TEST_UTIL_H
 #define HVX_IMAGE_TEST_UTIL_H
 
+#include <hvx/host.h>
+/* before cmocka.h, which has a macro named fail */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
