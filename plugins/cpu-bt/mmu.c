@@ -707,12 +707,18 @@ uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
     c->st.slow_accesses++;
     if (!bt_long_mode(c))
         ea = (uint32_t)ea, page = (uint32_t)page;
-    if ((desc & BT_DESC_ALIGNED) && (ea & (size - 1)))
+    bool misaligned = (desc & BT_DESC_ALIGNED) && (ea & (size - 1));
+    if (misaligned && !(desc & BT_DESC_MASKED))
         bt_raise_err(c, BT_EX_GP, 0);
     if (desc & BT_DESC_MASKED) {
         uint64_t h = masked_window(c, ea, size, desc, acc);
         if (h)
             return h;
+        if (misaligned && ((desc & BT_DESC_CAREFUL) || (ea & 0xfff) + size > 4096)) {
+            /* #GP, or nothing at all when no element is active: the host knows */
+            c->bounce.active = 0;
+            return (uint64_t)c->bounce.buf + (ea & 63);
+        }
     }
     check_canonical(c, ea, size, (desc & (BT_DESC_STACK | BT_DESC_SS)) != 0);
     if (desc & BT_DESC_CAREFUL) {

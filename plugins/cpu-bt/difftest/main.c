@@ -216,8 +216,10 @@ static bool same(const struct test_case *t, const uint8_t *in, const uint8_t *a,
             note(why, n, name, a[B_WIN + i], b[B_WIN + i]), ok = false;
         }
     bool no_x87 = mmx_fault(t, a);
+    /* VCVTPS2PH to memory: this processor has noted the inexact result before the store faults. */
+    bool no_mxcsr = t->in->insn.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH && word(a, B_VECTOR) == 14;
     for (unsigned i = 0; i < xlayout.total; i++)
-        if (!(no_x87 && i < 160 && (i < 24 || i >= 32)) && a[B_XSAVE + i] != b[B_XSAVE + i] && xsave_compared(i))
+        if (!(no_mxcsr && i >= 24 && i < 28) && !(no_x87 && i < 160 && (i < 24 || i >= 32)) && a[B_XSAVE + i] != b[B_XSAVE + i] && xsave_compared(i))
             note(why, n, xsave_part(i), a[B_XSAVE + i], b[B_XSAVE + i]), ok = false;
     return ok;
 }
