@@ -271,11 +271,9 @@ static void bm_start(struct ide_channel *c, uint8_t v)
     }
 }
 
-static uint64_t bm_read(void *opaque, uint64_t off, unsigned size)
+static uint8_t bm_read_byte(struct ide *ide, unsigned off)
 {
-    struct ide *ide = opaque;
-    struct ide_channel *c = &ide->channel[off >> 3 & 1];
-    (void)size;
+    const struct ide_channel *c = &ide->channel[off >> 3 & 1];
     switch (off & 7) {
     case 0: return c->bm_command;
     case 2: return c->bm_status;
@@ -284,13 +282,10 @@ static uint64_t bm_read(void *opaque, uint64_t off, unsigned size)
     }
 }
 
-static void bm_write(void *opaque, uint64_t off, unsigned size, uint64_t value)
+static void bm_write_byte(struct ide *ide, unsigned off, uint8_t v)
 {
-    struct ide *ide = opaque;
     struct ide_channel *c = &ide->channel[off >> 3 & 1];
-    uint8_t v = (uint8_t)value;
     unsigned shift = 8 * (off & 3);
-    (void)size;
     switch (off & 7) {
     case 0:
         bm_start(c, v);
@@ -305,6 +300,21 @@ static void bm_write(void *opaque, uint64_t off, unsigned size, uint64_t value)
     default:
         break;
     }
+}
+
+/* Wider accesses: the descriptor table's address is a dword. The command byte is written last. */
+static uint64_t bm_read(void *opaque, uint64_t off, unsigned size)
+{
+    uint64_t v = 0;
+    for (unsigned i = 0; i < size; i++)
+        v |= (uint64_t)bm_read_byte(opaque, (unsigned)off + i) << (8 * i);
+    return v;
+}
+
+static void bm_write(void *opaque, uint64_t off, unsigned size, uint64_t value)
+{
+    for (unsigned i = size; i-- > 0;)
+        bm_write_byte(opaque, (unsigned)off + i, (uint8_t)(value >> (8 * i)));
 }
 
 /* --- task file --------------------------------------------------------------------------------------- */
