@@ -392,6 +392,7 @@ static inline uint64_t bt_host_tsc(void)
     __asm__ volatile("rdtsc" : "=a"(lo), "=d"(hi));
     return (uint64_t)hi << 32 | lo;
 }
+uint64_t bt_host_tsc_hz(void); /* tsc.c: measured, takes some 20 ms; not from translated code */
 static inline uint64_t bt_guest_tsc(const struct bt_vcpu *c) { return bt_host_tsc() + c->tsc_offset; }
 
 #endif

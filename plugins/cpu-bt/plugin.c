@@ -87,7 +87,7 @@ static int vm_create(void *ctx, struct hvx_vm *hvm, const struct hvx_engine_conf
     vm->hvm = hvm;
     vm->host = e->host;
     vm->n_vcpus = cfg->n_vcpus;
-    vm->tsc_hz = cfg->tsc_hz;
+    vm->tsc_hz = cfg->tsc_hz ? cfg->tsc_hz : bt_host_tsc_hz();
     vm->host_xcr0 = host_xcr0();
     vm->have_bmi2 = host_has(7, 1, 8);
     pthread_mutex_init(&vm->lock, NULL);
