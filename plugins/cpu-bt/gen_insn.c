@@ -31,6 +31,8 @@ static unsigned memory_size(const struct insn *x, const ZydisDecodedOperand *o)
     unsigned bits = o->size;
     if (x->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && x->d.avx.broadcast.mode && x->d.raw.evex.b)
         bits = o->element_size;
+    if (x->d.mnemonic == ZYDIS_MNEMONIC_MOVSXD && x->d.operand_width == 16)
+        bits = 16; /* SDM: r16, r/m16; Zydis says 32 */
     return bits ? bits / 8 : 1;
 }
 
@@ -360,14 +362,23 @@ static void gen_generic(struct trans *t, struct insn *x)
     int swapped = -1;
     if (n.swap == -2 && (n.mem || n.reg_no > 7 || n.rm_no > 7)) {
         bool rm_high = !n.mem && n.rm >= 4 && x->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && n.rm_no < 8 && n.reg_no > 7;
-        if (rm_high) {
+        if (d->mnemonic == ZYDIS_MNEMONIC_CMPXCHG && !rm_high && n.reg_no == 4) {
+            /* AL is an operand as well: a copy of AH instead. All flags are written anyway. */
+            e_mov_rr(e, H_R15, H_RAX);
+            e_rex(e, 0, 0, 0, H_R15, false); /* shr r15d, 8 */
+            e8(e, 0xc1);
+            e_mod_rr(e, 5, H_R15);
+            e8(e, 8);
+            n.reg_no = H_R15;
+        } else if (rm_high) {
             swapped = (int)n.rm_no - 4;
             n.rm_no -= 4;
         } else {
             swapped = (int)n.reg_no - 4;
             n.reg_no -= 4;
         }
-        swap_high(e, (unsigned)swapped);
+        if (swapped >= 0)
+            swap_high(e, (unsigned)swapped);
     }
     if (t->in_slot && !t->in_reg) { /* for a fault of the instruction itself */
         struct bt_map_entry *m = &t->map[t->n_map++];

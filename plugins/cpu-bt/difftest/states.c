@@ -164,12 +164,20 @@ bool state_address(const struct instance *in, const ZydisDecodedOperand *o, cons
     return true;
 }
 
+static bool is_byte_masked(const struct instance *in)
+{
+    return in->insn.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU || in->insn.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ ||
+           in->insn.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU;
+}
+
 /* Around the borders of pages, and elsewhere. */
 static uint64_t random_place(const struct instance *in, const ZydisDecodedOperand *o, struct rng *r)
 {
     unsigned size = o->size / 8 ? o->size / 8 : 1;
     uint64_t align = size >= 16 && rnd_below(r, 2) ? (size >= 64 ? 63 : size - 1) : 0;
 
+    if (is_byte_masked(in)) /* what inactive bytes may do at page borders differs between processors */
+        return PAGE_B + (rnd_below(r, 2) ? rnd_below(r, 224) : 0ull - 16 - rnd_below(r, 224));
     if (size >= 512)
         return rnd_one_in(r, 8) ? WIN1 + rnd_below(r, 16) : WIN1;
     if (size > 128)
@@ -357,6 +365,8 @@ bool state_random(const struct instance *in, struct rng *r, uint8_t *block)
      * looked at before is not the same here and there. */
     if (in->form->mem && in->insn.meta.category == ZYDIS_CATEGORY_X87_ALU)
         block[B_XSAVE] |= 0x3f;
+    if (in->form->mem && in->insn.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH)
+        block[B_XSAVE + 24] |= 0x80, block[B_XSAVE + 25] |= 0x1f;
     for (unsigned i = 0; i < WIN1_SIZE + WIN2_SIZE; i += 64)
         random_vector(r, block + B_WIN + i, 64);
     for (unsigned attempt = 0; attempt < 50; attempt++) {
