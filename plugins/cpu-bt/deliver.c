@@ -114,12 +114,13 @@ static void read_target(struct bt_vcpu *c, const struct event *e, struct gate *g
 
 static void commit(struct bt_vcpu *c, const struct gate *g, unsigned cpl)
 {
+    bool was64 = bt_code64(c);
     sys_commit_cs(c, g->sel, g->d, cpl);
     c->rip = g->off;
     if (!(g->type & 1))
         c->iflag = 0;
     c->sysflags &= ~(BT_TF | BT_NT | BT_RF | BT_VM);
-    bt_mode_update(c);
+    sys_mode_cs(c, was64);
 }
 
 /* Long mode always pushes SS:RSP on a 16-byte aligned frame. */

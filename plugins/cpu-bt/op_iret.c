@@ -163,6 +163,7 @@ void sys_return_protected(struct bt_vcpu *c, unsigned opsize, uint32_t pop, bool
     if (ssd)
         sys_set_accessed(c, ss, ssd);
 
+    bool was64 = bt_code64(c);
     if (iret)
         merge_flags(c, mask, flags);
     if (!stack)
@@ -175,7 +176,7 @@ void sys_return_protected(struct bt_vcpu *c, unsigned opsize, uint32_t pop, bool
     if (outer)
         sys_drop_segs(c);
     c->rip = ip;
-    bt_mode_update(c);
+    sys_mode_cs(c, was64);
 }
 
 void bt_op_ret_far(struct bt_vcpu *c, const struct bt_op *op)

@@ -23,9 +23,7 @@ static void flat_segs(struct bt_vcpu *c, uint32_t cs, uint16_t cs_attr, uint32_t
     c->seg[BT_CS] = (struct hvx_segment){.limit = 0xffffffff, .selector = (uint16_t)cs, .attr = cs_attr};
     c->seg[BT_SS] = (struct hvx_segment){.limit = 0xffffffff, .selector = (uint16_t)ss, .attr = ss_attr};
     c->cpl = (uint8_t)cpl;
-    bt_seg_update(c, BT_CS);
-    bt_seg_update(c, BT_SS);
-    bt_mode_update(c);
+    sys_mode_cs(c, bt_code64(c));
 }
 
 /* --- SYSCALL and SYSRET ----------------------------------------------------------- */

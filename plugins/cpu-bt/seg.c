@@ -256,7 +256,8 @@ void sys_commit_cs(struct bt_vcpu *c, uint32_t sel, uint64_t d, unsigned cpl)
 {
     sys_seg_cache(&c->seg[BT_CS], (sel & 0xfffc) | cpl, d | 1ull << 40);
     c->cpl = (uint8_t)cpl;
-    bt_seg_update(c, BT_CS);
+    if (!bt_code64(c))
+        bt_seg_update(c, BT_CS);
 }
 
 void sys_drop_segs(struct bt_vcpu *c)

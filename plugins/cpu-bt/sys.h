@@ -122,12 +122,27 @@ void sys_real_seg(struct bt_vcpu *c, unsigned seg, uint32_t sel);
 void sys_v86_seg(struct bt_vcpu *c, unsigned seg, uint32_t sel);
 /* Check an offset against a code descriptor about to be loaded: #GP(ext). */
 void sys_check_rip(struct bt_vcpu *c, uint64_t d, uint64_t rip, uint32_t ext);
-/* Commit CS (d checked, accessed set) and CPL; the caller does SS and then bt_mode_update. */
+/* Commit CS (d checked, accessed set) and CPL; the caller does SS and then sys_mode_cs or bt_mode_update. */
 void sys_commit_cs(struct bt_vcpu *c, uint32_t sel, uint64_t d, unsigned cpl);
 /* After a return to an outer level: null what the new level may not use. */
 void sys_drop_segs(struct bt_vcpu *c);
 /* Check a stack segment for privilege dpl; vector for bad ones is #TS or #GP. */
 uint64_t sys_check_ss(struct bt_vcpu *c, uint32_t sel, unsigned dpl, unsigned vector, uint32_t ext);
+
+/* After a change of CS, SS, CPL and flags alone. Between two pieces of 64-bit
+ * code only these bits of the mode differ, and no segment copy does: the path
+ * of system calls, interrupts and their returns. was64: before the change. */
+static inline void sys_mode_cs(struct bt_vcpu *c, bool was64)
+{
+    if (was64 && (c->seg[BT_CS].attr & SYS_L)) {
+        bool tf = (c->sysflags & BT_TF) || c->debug_step;
+        c->mode = (c->mode & ~(BT_MODE_CPL | BT_MODE_TF)) | c->cpl | (tf ? BT_MODE_TF : 0);
+        return;
+    }
+    bt_seg_update(c, BT_CS);
+    bt_seg_update(c, BT_SS);
+    bt_mode_update(c);
+}
 
 /* --- stacks ----------------------------------------------------------------------- */
 /* A stack being pushed to or popped from; nothing is committed until the
