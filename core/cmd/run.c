@@ -204,6 +204,27 @@ static void kill_now(void *opaque)
     end(r, HVX_STATUS_KILLED);
 }
 
+/* Save the devices' and vCPUs' state and put it back: a guest that notices has
+ * found a bug. For tests. */
+static int round_trip(struct run *r, json_t *answer, struct hvx_error *err)
+{
+    FILE *f = tmpfile();
+    int e;
+
+    if (!f)
+        return hvx_fail(err, -errno, "cannot make a temporary file: %s", strerror(errno));
+    hvx_vm_pause(r->vm);
+    e = hvx_vm_save_devices(r->vm, f, err);
+    if (e == 0) {
+        json_object_set_new(answer, "bytes", json_integer(ftell(f)));
+        rewind(f);
+        e = hvx_vm_restore_devices(r->vm, f, err);
+    }
+    hvx_vm_resume(r->vm);
+    fclose(f);
+    return e;
+}
+
 static int on_command(void *opaque, const char *command, json_t *request, json_t *answer, struct hvx_error *err)
 {
     struct run *r = opaque;
@@ -234,6 +255,8 @@ static int on_command(void *opaque, const char *command, json_t *request, json_t
         if (r->user_paused)
             hvx_vm_resume(r->vm);
         r->user_paused = false;
+    } else if (!strcmp(command, "state-round-trip")) {
+        return round_trip(r, answer, err);
     } else if (!strcmp(command, "screendump")) {
         return (s = string_of(request, "file", err)) ? hvx_vm_screendump(r->vm, s, err) : -EINVAL;
     } else if (!strcmp(command, "sendkey")) {
