@@ -88,10 +88,10 @@ static void dsdt_link(struct pc_buf *b, unsigned n)
     aml_path(b, reg);
     aml_end(b, m);
 
-    m = aml_method(b, "_CRS", 0);
     aml_name(b, "PRR0");
     aml_res_interrupt(&r, none, 1);
     aml_resources_end(b, &r);
+    m = aml_method(b, "_CRS", 0);
     aml_dword_field(b);
     aml_path(b, "PRR0");
     aml_integer(b, 5); /* the interrupt number in the descriptor */
@@ -197,7 +197,6 @@ static void dsdt_pci0(struct pc *pc, struct pc_buf *b)
     size_t pci = aml_device(b, "PCI0");
     aml_name_eisaid(b, "_HID", "PNP0A03");
     aml_name_integer(b, "_UID", 0);
-    aml_name_integer(b, "_ADR", 0);
     aml_name_integer(b, "_BBN", 0);
     dsdt_pci_windows(pc, b);
     dsdt_pci_routing(b);

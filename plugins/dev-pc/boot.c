@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-int boot_create(struct pc *pc, struct hvx_error *err)
+static int read_files(struct pc *pc, struct hvx_error *err)
 {
     int rc = pc_buf_file(&pc->kernel, pc->info.kernel, PC_MAX_KERNEL_BYTES, "kernel", err);
     if (rc)
@@ -82,18 +82,47 @@ static int write_gdt(struct pc *pc, struct hvx_error *err)
     return boot_write(pc, BOOT_GDT, gdt, sizeof(gdt), "the descriptor table", err);
 }
 
-int boot_start(struct pc *pc, struct hvx_error *err)
+/* The files into RAM, their entry state into *r. */
+static int load(struct pc *pc, struct hvx_vcpu_regs *r, struct hvx_error *err)
 {
-    struct hvx_vcpu_regs *r = aligned_alloc(64, (sizeof(*r) + 63) & ~(size_t)63);
+    i440fx_open_shadow(pc->i440fx);
+    int rc = write_gdt(pc, err);
+    if (rc)
+        return rc;
+    return boot_is_linux(&pc->kernel) ? boot_linux(pc, r, err) : boot_multiboot(pc, r, err);
+}
+
+static struct hvx_vcpu_regs *new_regs(void)
+{
+    return aligned_alloc(64, (sizeof(struct hvx_vcpu_regs) + 63) & ~(size_t)63);
+}
+
+/* Loads once before the machine runs, so that whatever does not fit is refused now and not at the reset. */
+static int rehearse(struct pc *pc, struct hvx_error *err)
+{
+    struct hvx_vcpu_regs *r = new_regs();
     if (!r)
         return hvx_fail(err, -ENOMEM, "starting %s: no memory", pc->info.kernel);
-    i440fx_open_shadow(pc->i440fx);
+    int rc = load(pc, r, err);
+    free(r);
+    return rc;
+}
+
+int boot_create(struct pc *pc, struct hvx_error *err)
+{
+    int rc = read_files(pc, err);
+    return rc ? rc : rehearse(pc, err);
+}
+
+int boot_start(struct pc *pc, struct hvx_error *err)
+{
+    struct hvx_vcpu_regs *r = new_regs();
+    if (!r)
+        return hvx_fail(err, -ENOMEM, "starting %s: no memory", pc->info.kernel);
     piix3_default_routes(pc->piix3);
     piix4_pm_default_base(pc->pm);
     boot_pci(pc);
-    int rc = write_gdt(pc, err);
-    if (rc == 0)
-        rc = boot_is_linux(&pc->kernel) ? boot_linux(pc, r, err) : boot_multiboot(pc, r, err);
+    int rc = load(pc, r, err);
     if (rc == 0) {
         rc = pc->host->vcpu_set_regs(pc->vm, 0, r, sizeof(*r));
         if (rc)
