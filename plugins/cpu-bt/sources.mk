@@ -16,3 +16,9 @@ test_sysops_SOURCES = test_sysops.c test_sysops.h test_sysops_transfers.c test_s
 	$(cpu_bt_sysops_sources)
 test_sysops_CFLAGS = $(AM_CFLAGS) -mgeneral-regs-only -fno-tree-loop-distribute-patterns
 test_sysops_LDADD = $(CMOCKA_LIBS)
+
+# Instruction forms against the host CPU; `difftest/difftest --help` for more.
+check_PROGRAMS += difftest/difftest
+difftest_difftest_SOURCES = difftest/main.c difftest/forms.c difftest/states.c difftest/native.c difftest/guest.c \
+	difftest/driver.S difftest/difftest.h difftest/layout.h
+difftest_difftest_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS)

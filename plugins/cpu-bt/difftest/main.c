@@ -369,7 +369,10 @@ static int parse(int argc, char **argv)
 {
     for (int i = 1; i < argc; i++) {
         const char *a = argv[i], *v = i + 1 < argc ? argv[i + 1] : NULL;
-        if (!strcmp(a, "--list"))
+        if (!strcmp(a, "--help")) {
+            usage();
+            exit(0);
+        } else if (!strcmp(a, "--list"))
             opt.list = true;
         else if (!strcmp(a, "--quiet"))
             opt.quiet = true;
