@@ -195,6 +195,8 @@ struct bt_vcpu {
     uint64_t cr4_valid;   /* CR4 bits the CPU model has; 0: not computed yet (op_cr.c) */
     uint64_t phys_mask;   /* address bits the CPU model has; 0: not computed yet */
     uint8_t int_done;     /* INT n ran: it takes TF along, no #DB after it */
+    uint8_t bp_exec, bp_data; /* DR0..3 that DR7 enables for fetches / for data: debug.c */
+    uint8_t bp_hit;       /* data breakpoints met by the current instruction */
     struct { uint16_t off, size; uint32_t align; } xcomp[10]; /* XSAVE components, standard offsets; filled on first use (op_fpu.c) */
 
     /* exception being raised (bt_raise) and exception being delivered */
@@ -342,7 +344,17 @@ void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin);
 
 /* --- after changes of state ------------------------------------------------------------ */
 void bt_seg_update(struct bt_vcpu *c, unsigned seg); /* after c->seg[seg] changed: copies for translated code */
-void bt_mode_update(struct bt_vcpu *c);              /* after CS, SS, CPL, CR0, CR4, EFER, XCR0, TF, VM changed */
+void bt_mode_update(struct bt_vcpu *c);              /* after CS, SS, CPL, CR0, CR4, EFER, XCR0, TF, VM, DR7 changed */
+
+/* --- hardware breakpoints (debug.c). While any is enabled the guest runs one
+ * instruction at a time, memory through C. */
+static inline bool bt_stepping(const struct bt_vcpu *c)
+{
+    return (c->sysflags & BT_TF) || c->debug_step || c->bp_exec || c->bp_data;
+}
+void bt_debug_update(struct bt_vcpu *c);
+uint32_t bt_debug_exec(struct bt_vcpu *c, uint64_t lin); /* DR6 bits for an instruction about to run */
+void bt_debug_data(struct bt_vcpu *c, uint64_t lin, uint64_t n, bool write); /* notes hits */
 
 /* --- host calls -------------------------------------------------------------------------- */
 void bt_fp_save(struct bt_vcpu *c); /* guest vector state to c->xsave; C code may then use any register and libc */

@@ -218,6 +218,7 @@ void sys_deliver(struct bt_vcpu *c, unsigned vector, bool soft, bool has_error, 
     e.flags = bt_rflags(c);
     if (!soft && is_fault(vector))
         e.flags |= BT_RF;
+    c->bp_hit = 0;
     if (!bt_pe(c)) {
         deliver_real(c, &e);
     } else if (!read_gate(c, &e, &g)) {

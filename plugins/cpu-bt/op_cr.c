@@ -279,6 +279,7 @@ void bt_op_mov_dr_r(struct bt_vcpu *c, const struct bt_op *op)
     else if (n == 7)
         v = (v & DR7_WRITABLE) | DR7_FIXED;
     c->dr[n] = v;
+    bt_mode_update(c);
 }
 
 /* --- TLB and caches ------------------------------------------------------------------------------ */

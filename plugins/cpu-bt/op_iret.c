@@ -23,9 +23,9 @@ static uint32_t iret_flags_mask(const struct bt_vcpu *c, unsigned opsize)
 
 static void merge_flags(struct bt_vcpu *c, uint32_t mask, uint32_t v)
 {
-    /* RF would only suppress an instruction breakpoint for one instruction;
-     * the engine has none, so that it may go at once. */
-    bt_set_rflags(c, ((bt_rflags(c) & ~mask) | (v & mask)) & ~BT_RF);
+    /* RF holds off an instruction breakpoint for one instruction: without one
+     * it may go at once. */
+    bt_set_rflags(c, ((bt_rflags(c) & ~mask) | (v & mask)) & ~(c->bp_exec ? 0 : BT_RF));
 }
 
 /* --- real mode and virtual-8086 ----------------------------------------------- */

@@ -361,6 +361,17 @@ static void hold_nmi(struct bt_vcpu *c)
     }
 }
 
+/* A fault, taken before the instruction. */
+static void instruction_breakpoint(struct bt_vcpu *c)
+{
+    uint64_t lin = c->rip + c->seg_base[BT_CS];
+    uint32_t hit = bt_debug_exec(c, bt_code64(c) ? lin : (uint32_t)lin);
+    if (!hit)
+        return;
+    c->dr[6] |= hit;
+    bt_raise(c, BT_EX_DB);
+}
+
 /* One turn; 0: go on. */
 static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
 {
@@ -390,7 +401,7 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         return 0;
     uint32_t mode = c->mode;
     bool special = c->force_careful || c->force_single || c->shadow;
-    if (c->force_careful)
+    if (c->force_careful || c->bp_data)
         mode |= BT_MODE_CAREFUL;
     if (special)
         mode |= BT_MODE_SINGLE;
@@ -408,8 +419,12 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
     k->chain_exit = 0;
     c->st.dispatches++;
     c->cur_exit = BT_X_NONE;
-    bool step = (mode & BT_MODE_TF) != 0;
+    bool step = (c->sysflags & BT_TF) || c->debug_step;
     uint8_t shadow = c->shadow;
+    uint32_t rf = c->sysflags & BT_RF;
+    if (c->bp_exec && !rf)
+        instruction_breakpoint(c);
+    c->sysflags &= ~BT_RF;
     /* The block itself decides nothing on these; they are for this turn. */
     uint8_t careful = c->force_careful, single = c->force_single;
     c->shadow = 0;
@@ -420,13 +435,14 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         c->shadow = shadow;
         c->force_careful = careful;
         c->force_single = single;
+        c->sysflags |= rf;
         return 0;
     }
     if (shadow && (c->irq_wait || c->nmi_held))
         atomic_fetch_or(&c->pending, (c->irq_wait ? BT_PEND_IRQ : 0) | (c->nmi_held && !c->nmi_masked ? BT_PEND_NMI : 0));
     /* MOV SS (shadow 2) holds the trap off, STI does not; INT n takes TF along. */
-    if (step && c->shadow != 2 && !c->int_done) {
-        c->dr[6] |= 0x4000;
+    if ((step || c->bp_hit) && c->shadow != 2 && (!c->int_done || c->bp_hit)) {
+        c->dr[6] |= c->bp_hit | (step && !c->int_done ? 0x4000 : 0);
         bt_raise(c, BT_EX_DB);
     }
     return 0;

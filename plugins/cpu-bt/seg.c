@@ -69,7 +69,8 @@ void bt_mode_update(struct bt_vcpu *c)
         m |= BT_MODE_PE;
     if (bt_vm86(c))
         m |= BT_MODE_VM86;
-    if ((c->sysflags & BT_TF) || c->debug_step)
+    bt_debug_update(c);
+    if (bt_stepping(c))
         m |= BT_MODE_TF;
     if (bt_long_mode(c) && (c->seg[BT_CS].attr & SYS_L))
         m |= BT_MODE_CODE64;

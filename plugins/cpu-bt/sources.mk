@@ -8,7 +8,7 @@ test_irqchip_LDADD = $(CMOCKA_LIBS)
 test_cpuid_msr_SOURCES = test_cpuid_msr.c test_stubs.h $(cpu_bt_irqchip_sources)
 test_cpuid_msr_LDADD = $(CMOCKA_LIBS)
 cpu_bt_sysops_sources = op.c op.h sys.h seg.c op_seg.c op_far.c deliver.c op_iret.c op_cr.c op_sys.c op_io.c op_str.c \
-	op_fpu.c op_vec.c op_misc.c task.c
+	op_fpu.c op_vec.c op_misc.c task.c debug.c
 
 # As in the engine: guest vector state is in the registers while these run.
 check_PROGRAMS += test_sysops

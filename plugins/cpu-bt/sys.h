@@ -135,8 +135,7 @@ uint64_t sys_check_ss(struct bt_vcpu *c, uint32_t sel, unsigned dpl, unsigned ve
 static inline void sys_mode_cs(struct bt_vcpu *c, bool was64)
 {
     if (was64 && (c->seg[BT_CS].attr & SYS_L)) {
-        bool tf = (c->sysflags & BT_TF) || c->debug_step;
-        c->mode = (c->mode & ~(BT_MODE_CPL | BT_MODE_TF)) | c->cpl | (tf ? BT_MODE_TF : 0);
+        c->mode = (c->mode & ~(BT_MODE_CPL | BT_MODE_TF)) | c->cpl | (bt_stepping(c) ? BT_MODE_TF : 0);
         return;
     }
     bt_seg_update(c, BT_CS);

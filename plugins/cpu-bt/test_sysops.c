@@ -45,10 +45,9 @@ static uint8_t *at(uint64_t lin, size_t n, unsigned acc)
 
 uint64_t bt_read(struct bt_vcpu *c, uint64_t lin, unsigned size, unsigned acc)
 {
-    uint64_t v = 0;
+    const uint8_t *p = at(lin, size, acc);
     (void)c;
-    sys_copy(&v, at(lin, size, acc), size);
-    return v;
+    return size == 8 ? sys_get64(p) : size == 4 ? sys_get32(p) : size == 2 ? sys_get16(p) : *p;
 }
 
 void bt_write(struct bt_vcpu *c, uint64_t lin, unsigned size, uint64_t v, unsigned acc)

@@ -133,6 +133,34 @@ static void debug_registers(void **s)
     RAISES(BT_EX_UD, 0, bt_op_mov_r_dr(C, &B.op));
 }
 
+static void hardware_breakpoints(void **s)
+{
+    (void)s;
+    bench_long(0);
+    assert_false(C->mode & BT_MODE_TF);
+    C->dr[0] = 0x1000; /* fetch */
+    C->dr[1] = DATA + 6; /* write, four bytes: aligned down */
+    C->dr[2] = DATA + 16; /* read or write, eight bytes */
+    B.op.rm = BT_RAX;
+    B.op.reg = 7;
+    C->gpr[BT_RAX] = 0x400 | 1 | 1 << 2 | 1 << 4 | 0xdu << 20 | 0xbu << 24;
+    OK(bt_op_mov_dr_r(C, &B.op));
+    assert_true(C->mode & BT_MODE_TF); /* one instruction at a time */
+    assert_int_equal(bt_debug_exec(C, 0x1000), 1);
+    assert_int_equal(bt_debug_exec(C, 0x1001), 0);
+    bt_debug_data(C, DATA + 4, 1, false); /* a write is wanted */
+    bt_debug_data(C, DATA + 3, 1, true);
+    bt_debug_data(C, DATA + 8, 8, true);
+    assert_int_equal(C->bp_hit, 0);
+    bt_debug_data(C, DATA + 1, 4, true);
+    assert_int_equal(C->bp_hit, 2);
+    bt_debug_data(C, DATA + 23, 8, false);
+    assert_int_equal(C->bp_hit, 6);
+    C->gpr[BT_RAX] = 0x400;
+    OK(bt_op_mov_dr_r(C, &B.op));
+    assert_false(C->mode & BT_MODE_TF);
+}
+
 static void syscall_and_sysret(void **s)
 {
     (void)s;
@@ -369,7 +397,7 @@ int test_machine(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_way_into_long_mode), cmocka_unit_test(cr3_and_pcid),
         cmocka_unit_test(cr4_flushes),            cmocka_unit_test(machine_status_word),
-        cmocka_unit_test(debug_registers),        cmocka_unit_test(syscall_and_sysret),
+        cmocka_unit_test(debug_registers), cmocka_unit_test(hardware_breakpoints),        cmocka_unit_test(syscall_and_sysret),
         cmocka_unit_test(sysenter_and_sysexit),   cmocka_unit_test(bases_and_swapgs),
         cmocka_unit_test(flags_obey_privilege),   cmocka_unit_test(ports_and_their_bitmap),
         cmocka_unit_test(string_io),              cmocka_unit_test(extended_control),
