@@ -413,7 +413,9 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         if (!bt_cache_room(c))
             bt_cache_make_room(c);
         b = bt_translate(c, c->rip, mode, pa, host);
-        if (k->chain_exit && !special)
+        /* an interrupt may have come between the exit and us: then this is not its target */
+        if (k->chain_exit && !special && k->exits[k->chain_exit].target == b->rip &&
+            k->blocks[k->exits[k->chain_exit].from].mode == mode)
             bt_chain(c, k->chain_exit, b);
     }
     k->chain_exit = 0;
