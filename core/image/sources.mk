@@ -9,3 +9,16 @@ core_image_sources = image/blk.h image/blk.c image/workers.h image/workers.c ima
 check_PROGRAMS += image/test_qcow2 image/test_blk
 image_test_qcow2_SOURCES = image/test_qcow2.c image/test_util.h
 image_test_blk_SOURCES = image/test_blk.c image/test_util.h
+check_PROGRAMS += image/test_qemu image/fuzz_qcow2
+image_test_qemu_SOURCES = image/test_qemu.c image/test_util.h
+image_fuzz_qcow2_SOURCES = image/fuzz_qcow2.c
+image_fuzz_qcow2_LDADD = libhvxcore.a $(FUZZ_LIBS) $(LDADD)
+dist_check_SCRIPTS += image/test_image_cmd.sh
+dist_man_MANS += image/hvx-image.1
+EXTRA_DIST += image/make-corpus
+# Made by image/make-corpus; named one by one, as make dist wants it.
+EXTRA_DIST += image/corpus/fuzz_qcow2/backing image/corpus/fuzz_qcow2/bitmap image/corpus/fuzz_qcow2/compressed-zlib \
+    image/corpus/fuzz_qcow2/compressed-zstd image/corpus/fuzz_qcow2/extended-l2 image/corpus/fuzz_qcow2/lazy \
+    image/corpus/fuzz_qcow2/patch-l1 image/corpus/fuzz_qcow2/patch-l2 image/corpus/fuzz_qcow2/prealloc \
+    image/corpus/fuzz_qcow2/snapshot image/corpus/fuzz_qcow2/v2-512 image/corpus/fuzz_qcow2/v3-1k-refcount1 \
+    image/corpus/fuzz_qcow2/v3-512 image/corpus/fuzz_qcow2/v3-512-refcount64
