@@ -14,3 +14,7 @@ vm_test_vm_SOURCES = vm/test_vm.c vm/test_null.h
 check_PROGRAMS += vm/test_chr vm/test_control
 vm_test_chr_SOURCES = vm/test_chr.c
 vm_test_control_SOURCES = vm/test_control.c
+check_PROGRAMS += vm/fuzz_pci
+vm_fuzz_pci_SOURCES = vm/fuzz_pci.c
+vm_fuzz_pci_LDADD = libhvxcore.a $(FUZZ_LIBS) $(LDADD)
+EXTRA_DIST += vm/corpus/fuzz_pci/map-and-notify vm/corpus/fuzz_pci/bars-over-one-another
