@@ -69,8 +69,12 @@ struct xsave_layout {
 };
 extern struct xsave_layout xlayout;
 void states_init(void);
-/* Fill the block; false when no harmless state was found. */
-bool state_random(const struct instance *in, struct rng *r, uint8_t *block);
+/* Fill the block for n instances that run one after the other; false when no
+ * harmless state was found. */
+bool state_random(const struct instance *in, unsigned n, struct rng *r, uint8_t *block);
+/* May `in` follow the first n of a sequence? Its addresses must not depend on
+ * what they write, nor share registers with theirs. */
+bool state_fits(const struct instance *seq, unsigned n, const struct instance *in);
 /* Where the operand's first byte is under a block's registers. */
 bool state_address(const struct instance *in, const ZydisDecodedOperand *o, const uint64_t *gpr, uint64_t *ea);
 /* Constant contents of page C. */

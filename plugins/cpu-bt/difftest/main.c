@@ -10,22 +10,25 @@
 
 #define STATES_PER_INSTANCE 8u
 #define MAX_REPORTS_PER_FORM 2u
+#define MAX_SEQUENCE 12u
 
 struct options {
     uint64_t seed;
     unsigned cases; /* per form */
+    unsigned sequences;
     const char *form;
     const char *against; /* "bt", or "native": the harness against itself */
     unsigned reports;
     bool list, quiet, legacy_only, no_evex, inject, stats;
-} opt = {.seed = 1, .cases = 64, .against = "bt", .reports = 40};
+} opt = {.seed = 1, .cases = 64, .sequences = 4000, .against = "bt", .reports = 40};
 
 struct test_case {
     struct instance *in;
+    unsigned n_in; /* more than one: a sequence */
     unsigned number; /* within its form */
 };
 static struct test_case batch[MAX_CASES];
-static struct instance instances[MAX_CASES];
+static struct instance instances[MAX_CASES + MAX_SEQUENCE];
 static unsigned n_batch, n_instances;
 static uint64_t code_at;
 static uint8_t native_out[MAX_CASES * BLOCK], native_pages[2][4096];
@@ -73,6 +76,51 @@ static struct instance *add_instance(struct form *f, struct rng *r)
     return in;
 }
 
+/* Instructions one behind the other, now and then a conditional jump over one. */
+static unsigned make_sequence(struct form *forms, size_t n_forms, struct rng *r, struct instance *seq)
+{
+    unsigned want = 2 + rnd_below(r, MAX_SEQUENCE - 1), n = 0;
+    for (unsigned tries = 0; n < want && tries < 200; tries++) {
+        struct form *f = &forms[rnd_below(r, (unsigned)n_forms)];
+        bool jump = rnd_one_in(r, 6);
+        if (f->unsupported || (f->encoding == FORM_EVEX && rnd_below(r, 4)) ||
+            !form_instance(f, r, code_at + (jump ? 2 : 0), &seq[n]) || !state_fits(seq, n, &seq[n]))
+            continue;
+        uint8_t *p = native_backend.at(&native_backend, code_at);
+        if (jump) {
+            *p++ = 0x70 | (uint8_t)rnd_below(r, 16);
+            *p++ = seq[n].len;
+        }
+        memcpy(p, seq[n].bytes, seq[n].len);
+        code_at = seq[n].ip + seq[n].len;
+        n++;
+    }
+    put_jump(native_backend.at(&native_backend, code_at), code_at, DRIVER_AT(driver_save));
+    code_at += 5 + rnd_below(r, 16);
+    return n;
+}
+
+static struct form sequence_form = {.name = "sequence"};
+
+static unsigned add_sequence(struct form *forms, size_t n_forms, unsigned number)
+{
+    struct rng r = {.s = opt.seed ^ (number + 1) * 0x9fb21c651e98df25ull};
+    struct instance *seq = &instances[n_instances];
+    uint64_t start = code_at;
+    unsigned len = make_sequence(forms, n_forms, &r, seq), n = 0;
+    if (!len)
+        return 0;
+    n_instances += len;
+    while (n < STATES_PER_INSTANCE) {
+        uint8_t *block = native_backend.at(&native_backend, INS + n_batch * (uint64_t)BLOCK);
+        if (!state_random(seq, len, &r, block))
+            break;
+        memcpy(block + B_TARGET, &start, 8);
+        batch[n_batch++] = (struct test_case){.in = seq, .n_in = len, .number = number * STATES_PER_INSTANCE + n++};
+    }
+    return n;
+}
+
 /* Adds up to want cases of a form; returns how many. */
 static unsigned add_cases(struct form *f, unsigned group, unsigned want)
 {
@@ -81,8 +129,9 @@ static unsigned add_cases(struct form *f, unsigned group, unsigned want)
     unsigned n = 0;
     if (!in)
         return 0;
-    while (n < want && state_random(in, &r, native_backend.at(&native_backend, INS + n_batch * (uint64_t)BLOCK))) {
+    while (n < want && state_random(in, 1, &r, native_backend.at(&native_backend, INS + n_batch * (uint64_t)BLOCK))) {
         batch[n_batch].in = in;
+        batch[n_batch].n_in = 1;
         batch[n_batch].number = group * STATES_PER_INSTANCE + n;
         n_batch++;
         n++;
@@ -171,10 +220,11 @@ static bool mmx_fault(const struct test_case *t, const uint8_t *out)
 {
     if (word(out, B_VECTOR) == ~0ull)
         return false;
-    for (unsigned i = 0; i < t->in->insn.operand_count; i++)
-        if (t->in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-            ZydisRegisterGetClass(t->in->op[i].reg.value) == ZYDIS_REGCLASS_MMX)
-            return true;
+    for (unsigned k = 0; k < t->n_in; k++)
+        for (unsigned i = 0; i < t->in[k].insn.operand_count; i++)
+            if (t->in[k].op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+                ZydisRegisterGetClass(t->in[k].op[i].reg.value) == ZYDIS_REGCLASS_MMX)
+                return true;
     return false;
 }
 
@@ -200,6 +250,10 @@ static bool same(const struct test_case *t, const uint8_t *in, const uint8_t *a,
         if (word(a, i * 8) != word(b, i * 8))
             note(why, n, reg_name[i], word(a, i * 8), word(b, i * 8)), ok = false;
     uint64_t flags = ~0x10000ull;
+    /* In the middle of a block, flags that nothing will read are not kept for the
+     * handler of a fault. */
+    if (t->n_in > 1 && word(a, B_VECTOR) != ~0ull)
+        flags &= ~0x8d5ull;
     if ((word(a, B_FLAGS) & flags) != (word(b, B_FLAGS) & flags))
         note(why, n, "rflags", word(a, B_FLAGS), word(b, B_FLAGS)), ok = false;
     static const struct { uint16_t off; const char *name; } exc[] = {
@@ -229,20 +283,26 @@ static bool same(const struct test_case *t, const uint8_t *in, const uint8_t *a,
     return ok;
 }
 
+static struct form *form_of(const struct test_case *t) { return t->n_in > 1 ? &sequence_form : t->in->form; }
+
 static void report(const struct test_case *t, const uint8_t *in, const char *why)
 {
     char text[128];
-    t->in->form->failures++;
+    struct form *f = form_of(t);
+    f->failures++;
     total_failures++;
-    if (t->in->form->failures > MAX_REPORTS_PER_FORM || reports >= opt.reports)
+    if ((f->failures > MAX_REPORTS_PER_FORM && f != &sequence_form) || reports >= opt.reports)
         return;
     reports++;
-    form_format(t->in, text, sizeof(text));
-    printf("FAIL %s  case %u  seed %llu\n    at %#llx: %s  [", t->in->form->name, t->number, (unsigned long long)opt.seed,
-           (unsigned long long)t->in->ip, text);
-    for (unsigned i = 0; i < t->in->len; i++)
-        printf("%s%02x", i ? " " : "", t->in->bytes[i]);
-    printf("]\n    in:");
+    printf("FAIL %s  case %u  seed %llu\n", f->name, t->number, (unsigned long long)opt.seed);
+    for (unsigned k = 0; k < t->n_in; k++) {
+        form_format(&t->in[k], text, sizeof(text));
+        printf("    at %#llx: %s  [", (unsigned long long)t->in[k].ip, text);
+        for (unsigned i = 0; i < t->in[k].len; i++)
+            printf("%s%02x", i ? " " : "", t->in[k].bytes[i]);
+        printf("]%s\n", k && t->in[k].ip != t->in[k - 1].ip + t->in[k - 1].len ? "  behind a jcc" : "");
+    }
+    printf("    in:");
     for (unsigned i = 0; i < 16; i++)
         printf(" %s=%llx", reg_name[i], (unsigned long long)word(in, i * 8));
     printf(" flags=%llx\n%s", (unsigned long long)word(in, B_FLAGS), why);
@@ -287,10 +347,10 @@ static int run_batch(struct backend *other)
         uint8_t *b = other->at(other, OUTS + (uint64_t)i * BLOCK);
         if (opt.inject && !(i & 0xff))
             b[B_FLAGS] ^= 1; /* does the comparison notice? */
-        t->in->form->cases++;
+        form_of(t)->cases++;
         total_cases++;
         if (word(a, B_VECTOR) != ~0ull)
-            t->in->form->faults++, total_faults++;
+            form_of(t)->faults++, total_faults++;
         why[0] = 0;
         if (!same(t, in, a, b, why, sizeof(why)))
             report(t, in, why);
@@ -344,7 +404,24 @@ static int run_all(struct form *forms, size_t n, struct backend *other)
             add_cases(f, g, STATES_PER_INSTANCE);
         }
     }
+    if (run_batch(other))
+        return -1;
+    batch_begin();
+    for (unsigned i = 0; i < opt.sequences && !opt.form; i++) {
+        if (n_batch + STATES_PER_INSTANCE > MAX_CASES || n_instances + MAX_SEQUENCE > MAX_CASES) {
+            if (run_batch(other))
+                return -1;
+            batch_begin();
+        }
+        add_sequence(forms, n, i);
+    }
     return run_batch(other);
+}
+
+static void print_form(const struct form *f)
+{
+    if (f->cases && (!opt.quiet || f->failures))
+        printf("%-64s %6u cases %6u faults %6u failures\n", f->name, f->cases, f->faults, f->failures);
 }
 
 /* --- the program --------------------------------------------------------------------------------- */
@@ -354,6 +431,7 @@ static void usage(void)
     printf("difftest: runs instructions on this processor and in the engine and compares everything\n"
            "  --seed N       first cause of all random choices (1)\n"
            "  --cases N      cases per form (64)\n"
+           "  --sequences N  random sequences of 2 to 12 instructions, 8 states each (4000)\n"
            "  --form TEXT    only forms whose name contains TEXT\n"
            "  --against X    bt (the engine) or native (the harness against itself)\n"
            "  --no-evex      leave out AVX-512\n"
@@ -390,6 +468,8 @@ static int parse(int argc, char **argv)
             opt.seed = strtoull(v, NULL, 0), i++;
         else if (!strcmp(a, "--cases"))
             opt.cases = (unsigned)strtoul(v, NULL, 0), i++;
+        else if (!strcmp(a, "--sequences"))
+            opt.sequences = (unsigned)strtoul(v, NULL, 0), i++;
         else if (!strcmp(a, "--reports"))
             opt.reports = (unsigned)strtoul(v, NULL, 0), i++;
         else if (!strcmp(a, "--form"))
@@ -430,10 +510,9 @@ int main(int argc, char **argv)
         unsupported += forms[i].unsupported != 0;
         run += forms[i].cases != 0;
         failed += forms[i].failures != 0;
-        if (forms[i].cases && (!opt.quiet || forms[i].failures))
-            printf("%-64s %6u cases %6u faults %6u failures\n", forms[i].name, forms[i].cases, forms[i].faults,
-                   forms[i].failures);
+        print_form(&forms[i]);
     }
+    print_form(&sequence_form);
     if (opt.stats && other->stats)
         other->stats(other);
     printf("difftest: seed %llu, %zu forms (%zu not on this host), %llu cases (%llu with an exception), %llu failures in %zu "

@@ -356,37 +356,92 @@ static void wishes_after(const struct instance *in, uint64_t *gpr, uint8_t *bloc
         memcpy(w + half, &gpr[2], half);
 }
 
-bool state_random(const struct instance *in, struct rng *r, uint8_t *block)
+/* Registers that form addresses, and those that are written, as bit masks. */
+static void usage(const struct instance *in, uint32_t *bases, uint32_t *indices, uint32_t *written)
+{
+    for (unsigned i = 0; i < in->insn.operand_count; i++) {
+        const ZydisDecodedOperand *o = &in->op[i];
+        int n;
+        if (touches_memory(o)) {
+            if ((n = gpr_number(o->mem.base)) >= 0)
+                *bases |= 1u << n;
+            if ((n = gpr_number(o->mem.index)) >= 0)
+                *indices |= 1u << n;
+        } else if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
+                   (n = gpr_number(o->reg.value)) >= 0) {
+            *written |= 1u << n;
+        }
+    }
+}
+
+bool state_fits(const struct instance *seq, unsigned n, const struct instance *in)
+{
+    uint32_t bases = 0, indices = 0, written = 0, b = 0, x = 0, w = 0;
+    switch (in->insn.meta.category) {
+    case ZYDIS_CATEGORY_CALL: case ZYDIS_CATEGORY_RET: case ZYDIS_CATEGORY_COND_BR: case ZYDIS_CATEGORY_UNCOND_BR:
+    case ZYDIS_CATEGORY_IO: case ZYDIS_CATEGORY_IOSTRINGOP: case ZYDIS_CATEGORY_AVX2GATHER: case ZYDIS_CATEGORY_GATHER:
+    case ZYDIS_CATEGORY_SCATTER:
+        return false;
+    default: break;
+    }
+    switch (in->insn.mnemonic) {
+    case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC: /* bit offsets */
+    case ZYDIS_MNEMONIC_ENTER: case ZYDIS_MNEMONIC_LEAVE: case ZYDIS_MNEMONIC_DIV: case ZYDIS_MNEMONIC_IDIV:
+    case ZYDIS_MNEMONIC_FNSAVE: case ZYDIS_MNEMONIC_FNSTENV: case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_FRSTOR: case ZYDIS_MNEMONIC_FLDENV: case ZYDIS_MNEMONIC_FXRSTOR: /* see main.c: ignored_byte() */
+        return false;
+    default: break;
+    }
+    if ((in->insn.attributes & (ZYDIS_ATTRIB_IS_PRIVILEGED | ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE |
+                                ZYDIS_ATTRIB_HAS_REPNE)) || is_byte_masked(in))
+        return false;
+    if (in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY && (in->op[0].size == 80 || in->insn.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH))
+        return false;
+    for (unsigned i = 0; i < n; i++)
+        usage(&seq[i], &bases, &indices, &written);
+    usage(in, &b, &x, &w);
+    return !((b | x) & written) && !(b & (bases | indices)) && !(x & bases);
+}
+
+bool state_random(const struct instance *in, unsigned n, struct rng *r, uint8_t *block)
 {
     uint64_t gpr[16], flags, target = in->ip, ea;
 
     random_xsave(r, block + B_XSAVE);
     /* With an exception unmasked the store does not happen; whether its page is
      * looked at before is not the same here and there. */
-    if (in->form->mem && in->insn.meta.category == ZYDIS_CATEGORY_X87_ALU)
-        block[B_XSAVE] |= 0x3f;
-    if (in->form->mem && in->insn.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH)
-        block[B_XSAVE + 24] |= 0x80, block[B_XSAVE + 25] |= 0x1f;
+    for (unsigned k = 0; k < n; k++) {
+        if (in[k].form->mem && in[k].insn.meta.category == ZYDIS_CATEGORY_X87_ALU)
+            block[B_XSAVE] |= 0x3f;
+        if (in[k].form->mem && in[k].insn.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH)
+            block[B_XSAVE + 24] |= 0x80, block[B_XSAVE + 25] |= 0x1f;
+    }
     for (unsigned i = 0; i < WIN1_SIZE + WIN2_SIZE; i += 64)
         random_vector(r, block + B_WIN + i, 64);
     for (unsigned attempt = 0; attempt < 50; attempt++) {
         bool ok = true;
         for (unsigned i = 0; i < 16; i++)
             gpr[i] = random_integer(r);
-        wishes_before(in, gpr, r);
-        for (unsigned i = 0; i < in->insn.operand_count; i++) {
-            const ZydisDecodedOperand *o = &in->op[i];
-            if (!touches_memory(o))
-                continue;
-            if (o->mem.type == ZYDIS_MEMOP_TYPE_VSIB)
-                small_indices(in, o, block + B_XSAVE, r);
-            point(in, o, random_place(in, o, r), gpr, r);
+        for (unsigned k = 0; k < n; k++) {
+            wishes_before(&in[k], gpr, r);
+            for (unsigned i = 0; i < in[k].insn.operand_count; i++) {
+                const ZydisDecodedOperand *o = &in[k].op[i];
+                if (!touches_memory(o))
+                    continue;
+                if (o->mem.type == ZYDIS_MEMOP_TYPE_VSIB)
+                    small_indices(&in[k], o, block + B_XSAVE, r);
+                uint64_t place = random_place(&in[k], o, r);
+                if (n > 1 && rnd_below(r, 8)) /* long sequences should not all end at their first fault */
+                    place = (WIN1 + rnd_below(r, 384)) & (rnd_below(r, 2) ? ~63ull : ~0ull);
+                point(&in[k], o, place, gpr, r);
+            }
         }
-        if (is_indirect(in))
+        if (n == 1 && is_indirect(in))
             ok = aim(in, gpr, block);
-        for (unsigned i = 0; i < in->insn.operand_count && ok; i++)
-            if (state_address(in, &in->op[i], gpr, &ea))
-                ok = harmless(ea);
+        for (unsigned k = 0; k < n; k++)
+            for (unsigned i = 0; i < in[k].insn.operand_count && ok; i++)
+                if (state_address(&in[k], &in[k].op[i], gpr, &ea))
+                    ok = harmless(ea);
         if (!ok)
             continue;
         wishes_after(in, gpr, block, r);
