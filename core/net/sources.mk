@@ -8,3 +8,5 @@ net_test_offload_SOURCES = net/test_offload.c
 net_test_user_SOURCES = net/test_user.c
 net_fuzz_gso_SOURCES = net/fuzz_gso.c
 net_fuzz_gso_LDADD = libhvxcore.a $(FUZZ_LIBS) $(LDADD)
+check_PROGRAMS += net/test_tap
+net_test_tap_SOURCES = net/test_tap.c
