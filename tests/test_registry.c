@@ -37,9 +37,9 @@ static void note(int level, const char *who, const char *fmt, ...)
     va_list ap;
     (void)who;
     va_start(ap, fmt);
-    if (level == HVX_LOG_WARN)
+    if (level == HVX_LOG_WARN && fmt)
         vsnprintf(warning, sizeof(warning), fmt, ap);
-    if (strstr(fmt, "fini at level"))
+    if (fmt && strstr(fmt, "fini at level"))
         n_fini++;
     va_end(ap);
 }
