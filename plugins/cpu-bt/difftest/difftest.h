@@ -24,6 +24,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+/* Behind an instruction: a jump to driver_save, and one to driver_taken. */
+#define PAD_SIZE (mode32 ? 7u : 5u)
+
 /* --- random numbers: splitmix64 ------------------------------------------------- */
 struct rng {
     uint64_t s;
@@ -37,6 +40,9 @@ static inline uint64_t rnd(struct rng *r)
 }
 static inline unsigned rnd_below(struct rng *r, unsigned n) { return (unsigned)((rnd(r) >> 32) * n >> 32); }
 static inline bool rnd_one_in(struct rng *r, unsigned n) { return rnd_below(r, n) == 0; }
+
+/* Which code is tested: false 64-bit, true 32-bit (compatibility mode). */
+extern bool mode32;
 
 /* --- forms ---------------------------------------------------------------------- */
 enum form_encoding { FORM_LEGACY, FORM_VEX, FORM_EVEX };
@@ -91,6 +97,7 @@ struct backend {
     void (*stats)(struct backend *b);
 };
 extern struct backend native_backend, guest_backend;
+uint64_t driver_enter_at(void);
 void driver_place(struct backend *b); /* copies driver.S, sets variables common to both */
 
 #endif

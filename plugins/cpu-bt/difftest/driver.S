@@ -11,7 +11,7 @@
 
     .section .rodata
     .globl driver_begin, driver_end, driver_start, driver_native_exit, driver_guest_exit, driver_save, driver_taken
-    .globl driver_native_entry, driver_guest_stubs, driver_guest_stop
+    .globl driver_native_entry, driver_guest_stubs, driver_guest_stop, driver_enter64, driver_enter32
     .balign 64
 driver_begin:
 
@@ -26,6 +26,9 @@ driver_native_entry:
     mov %rsp, V_RSP
     stmxcsr V_SAVED
     fnstcw V_SAVED + 8
+    mov $SEL_DATA, %eax             /* 32-bit code needs them; 64-bit code does not look */
+    mov %eax, %ds
+    mov %eax, %es
 
 driver_start:
     mov V_IN, %r15
@@ -65,7 +68,11 @@ driver_start:
     mov 0x68(%r15), %r13
     mov 0x70(%r15), %r14
     mov 0x78(%r15), %r15
+    jmp *V_ENTER
+driver_enter64:
     jmp *V_TARGET
+driver_enter32:
+    ljmpl *V_TARGET                 /* offset, selector */
 
 driver_taken:
     movl $1, V_TAKEN
@@ -164,6 +171,7 @@ guest_exception:
     mov %rax, V_RIP
     movabs $DRIVER + (driver_save - driver_begin), %rax
     mov %rax, 0x18(%rsp)
+    movq $SEL_CODE64, 0x20(%rsp)
     andq $~0x100, 0x28(%rsp)    /* TF */
     pop %rax
     add $16, %rsp

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+bool mode32;
 static ZydisDecoder decoder;
 
 /* --- what may run ------------------------------------------------------------------ */
@@ -167,7 +168,7 @@ static void operand_name(const ZydisDecodedInstruction *d, const ZydisDecodedOpe
 static void form_name(const ZydisDecodedInstruction *d, const ZydisDecodedOperand *op, char *buf, size_t n)
 {
     static const char *const enc[] = {"", "", "", "vex", "evex", ""};
-    size_t len = (size_t)snprintf(buf, n, "%s", ZydisMnemonicGetString(d->mnemonic));
+    size_t len = (size_t)snprintf(buf, n, "%s%s", mode32 ? "32: " : "", ZydisMnemonicGetString(d->mnemonic));
     if (d->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE))
         len += (size_t)snprintf(buf + len, n - len, " rep");
     if (d->attributes & ZYDIS_ATTRIB_HAS_REPNE)
@@ -195,7 +196,7 @@ static bool decode(const uint8_t *b, size_t n, ZydisDecodedInstruction *d, Zydis
         return false;
     /* Zydis 4.0.0 takes [index*scale + disp32] for [r13d + index*scale] under
      * an address-size prefix when REX.B is set. */
-    if (d->address_width == 32 && (d->attributes & ZYDIS_ATTRIB_HAS_SIB) && d->raw.modrm.mod == 0 && d->raw.sib.base == 5)
+    if (!mode32 && d->address_width == 32 && (d->attributes & ZYDIS_ATTRIB_HAS_SIB) && d->raw.modrm.mod == 0 && d->raw.sib.base == 5)
         for (unsigned i = 0; i < d->operand_count; i++)
             if (op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && op[i].mem.base == ZYDIS_REGISTER_R13D) {
                 op[i].mem.base = ZYDIS_REGISTER_NONE;
@@ -336,7 +337,7 @@ static void walk_opcode(struct form **forms, size_t *n, size_t *cap, size_t firs
 static bool legacy_prefix(unsigned map, unsigned opcode)
 {
     if (map == 0)
-        return opcode == 0x0f || (opcode & 0xe7) == 0x26 || (opcode & 0xf0) == 0x40 || opcode == 0x62 ||
+        return opcode == 0x0f || (opcode & 0xe7) == 0x26 || (!mode32 && (opcode & 0xf0) == 0x40) || opcode == 0x62 ||
                (opcode >= 0x64 && opcode <= 0x67) ||
                opcode == 0xc4 || opcode == 0xc5 || opcode == 0xf0 || opcode == 0xf2 || opcode == 0xf3;
     return map == 1 && (opcode == 0x38 || opcode == 0x3a || opcode == 0x0f);
@@ -349,8 +350,11 @@ size_t forms_enumerate(struct form **out)
     static const struct { uint8_t encoding, first, last, w, l, b; } kinds[] = {
         {FORM_LEGACY, 0, 3, 2, 1, 1}, {FORM_VEX, 1, 3, 2, 2, 1}, {FORM_EVEX, 1, 6, 2, 3, 2}};
 
-    ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-    for (unsigned e = 0; e < 3; e++)
+    if (mode32)
+        ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32);
+    else
+        ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+    for (unsigned e = 0; e < (mode32 ? 2u : 3u); e++) /* no EVEX in 32-bit code here */
         for (unsigned map = kinds[e].first; map <= kinds[e].last; map++)
             for (unsigned opcode = 0; opcode < 256; opcode++) {
                 size_t first = n;
@@ -362,6 +366,8 @@ size_t forms_enumerate(struct form **out)
                     f.mem = t & 1, t >>= 1;
                     f.pp = t & 3, t >>= 2;
                     f.w = (uint8_t)(t % kinds[e].w), t /= kinds[e].w;
+                    if (mode32 && f.w && e == FORM_LEGACY)
+                        continue; /* there is no REX */
                     f.l = (uint8_t)(t % kinds[e].l), t /= kinds[e].l;
                     f.bcast = (uint8_t)t;
                     walk_opcode(&forms, &n, &cap, first, &f);
@@ -383,7 +389,7 @@ static void random_memory(const struct form *f, struct rng *r, struct pieces *p)
     p->disp = (uint32_t)rnd(r);
     if (rnd_one_in(r, 12))
         p->prefix[p->n_prefix++] = 0x67;
-    if (rnd_one_in(r, 24))
+    if (!mode32 && rnd_one_in(r, 24))
         p->prefix[p->n_prefix++] = 0x65;
     else if (rnd_one_in(r, 40))
         p->prefix[p->n_prefix++] = 0x2e; /* CS: no effect */
@@ -411,7 +417,10 @@ static void random_pieces(const struct form *f, struct rng *r, struct pieces *p,
         p->aaa = (uint8_t)(1 + (bits >> 8) % 7), p->z = 0;
     if (attempt > 40)
         p->r = p->r2 = p->b = 0;
-    if (f->encoding == FORM_LEGACY) {
+    if (mode32) {
+        p->r = p->x = p->b = 0;
+        p->vvvv &= 7;
+    } else if (f->encoding == FORM_LEGACY) {
         if (f->w)
             p->rex = (uint8_t)(0x48 | ((bits >> 16) & 7));
         else if (bits >> 20 & 1)
@@ -434,24 +443,26 @@ static uint64_t fixed_place(struct rng *r)
 static void settle(struct instance *in, struct rng *r)
 {
     ZydisDecodedInstruction *d = &in->insn;
-    if (d->raw.imm[0].is_relative) { /* to the "taken" pad, 5 bytes on */
+    if (d->raw.imm[0].is_relative) { /* to the "taken" pad */
         memset(in->bytes + d->raw.imm[0].offset, 0, d->raw.imm[0].size / 8);
-        in->bytes[d->raw.imm[0].offset] = 5;
+        in->bytes[d->raw.imm[0].offset] = PAD_SIZE;
     }
     for (unsigned i = 0; i < d->operand_count; i++) {
         const ZydisDecodedOperand *o = &in->op[i];
-        if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || d->raw.disp.size != 32)
+        if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || d->raw.disp.size < 32)
             continue;
-        uint32_t v;
+        uint64_t v; /* 8 bytes: MOV with an absolute address */
         if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
             v = (uint32_t)(fixed_place(r) - in->ip - d->length);
         else if (o->mem.base == ZYDIS_REGISTER_NONE)
             v = (uint32_t)(fixed_place(r) - (o->mem.segment == ZYDIS_REGISTER_GS ? GS_BASE : 0));
         else
             continue;
-        memcpy(in->bytes + d->raw.disp.offset, &v, 4);
+        memcpy(in->bytes + d->raw.disp.offset, &v, d->raw.disp.size / 8);
     }
 }
+
+static bool gpr_is_sp(ZydisRegister r) { return r == ZYDIS_REGISTER_RSP || r == ZYDIS_REGISTER_ESP; }
 
 bool form_instance(struct form *f, struct rng *r, uint64_t ip, struct instance *in)
 {
@@ -481,7 +492,7 @@ bool form_instance(struct form *f, struct rng *r, uint64_t ip, struct instance *
             continue;
         in->len = in->insn.length;
         if (in->insn.mnemonic == ZYDIS_MNEMONIC_CALL && in->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-            in->op[0].reg.value == ZYDIS_REGISTER_RSP)
+            gpr_is_sp(in->op[0].reg.value))
             continue; /* would push into the code */
         if (in->insn.mnemonic == ZYDIS_MNEMONIC_ENTER) { /* frame size: within the data pages */
             in->bytes[in->insn.raw.imm[0].offset + 1] = 0;

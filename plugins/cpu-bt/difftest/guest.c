@@ -133,7 +133,7 @@ static void gate(unsigned n, uint64_t target, unsigned dpl)
 static void build_system(void)
 {
     uint64_t tss = KTABLES + 0x1000, sp = KSTACK_TOP;
-    const uint64_t gdt[] = {0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0, 0, 0x00cff3000000ffff, 0x00affb000000ffff, 0,
+    const uint64_t gdt[] = {0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0, 0x00cffb000000ffff, 0x00cff3000000ffff, 0x00affb000000ffff, 0,
                             0x00008b0000000067 | (tss & 0xffffff) << 16 | (tss >> 24 & 0xff) << 56, tss >> 32};
     memcpy(guest_at(NULL, KTABLES), gdt, sizeof(gdt));
     memcpy(guest_at(NULL, tss + 4), &sp, 8);
@@ -164,8 +164,8 @@ static int set_state(struct hvx_error *err)
     r->rflags = 0x202;
     set_seg(&r->seg[HVX_CS], 0x33, 0xa0fb, 0);
     set_seg(&r->seg[HVX_SS], 0x2b, 0xc0f3, 0);
-    set_seg(&r->seg[HVX_DS], 0, 0x100, 0);
-    set_seg(&r->seg[HVX_ES], 0, 0x100, 0);
+    set_seg(&r->seg[HVX_DS], SEL_DATA, 0xc0f3, 0);
+    set_seg(&r->seg[HVX_ES], SEL_DATA, 0xc0f3, 0);
     set_seg(&r->seg[HVX_FS], 0, 0x100, 0);
     set_seg(&r->seg[HVX_GS], 0, 0x100, GS_BASE);
     set_seg(&r->ldtr, 0, 0x100, 0);
@@ -227,6 +227,7 @@ static int guest_run(struct backend *b, unsigned n)
     memcpy(guest_at(b, V_IN), &(uint64_t){INS}, 8);
     memcpy(guest_at(b, V_OUT), &(uint64_t){OUTS}, 8);
     memcpy(guest_at(b, V_LEFT), &(uint64_t){n}, 8);
+    memcpy(guest_at(b, V_ENTER), &(uint64_t){driver_enter_at()}, 8);
     ops->code_written(vm, ARENA_GPA + CODE - ARENA, CODE_SIZE);
     batch_done = false;
     alarm(60); /* an engine that makes no progress ends the program, by signal */

@@ -61,12 +61,17 @@
 #define V_RIP (VARS + 0x50)
 #define V_MASK (VARS + 0x58) /* of XSAVE components, EDX:EAX */
 #define V_RSP (VARS + 0x60)
+#define V_ENTER (VARS + 0x68) /* driver_enter64 or driver_enter32 */
 #define V_SAVED (VARS + 0x80)
+#define SEL_CODE64 0x33 /* Linux's selectors; the guest has the same */
+#define SEL_CODE32 0x23
+#define SEL_DATA 0x2b
 
 #ifndef __ASSEMBLER__
 #include <stdint.h>
 extern const uint8_t driver_begin[], driver_end[], driver_start[], driver_native_exit[], driver_guest_exit[],
-    driver_save[], driver_taken[], driver_native_entry[], driver_guest_stubs[], driver_guest_stop[];
+    driver_save[], driver_taken[], driver_native_entry[], driver_guest_stubs[], driver_guest_stop[],
+    driver_enter64[], driver_enter32[];
 /* Where a label of driver.S ends up. */
 #define DRIVER_AT(label) ((uint64_t)DRIVER + (uint64_t)((label) - driver_begin))
 #define GUEST_STUB_SIZE 16

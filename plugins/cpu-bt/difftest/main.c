@@ -19,7 +19,7 @@ struct options {
     const char *form;
     const char *against; /* "bt", or "native": the harness against itself */
     unsigned reports;
-    bool list, quiet, legacy_only, no_evex, inject, stats;
+    bool list, quiet, legacy_only, no_evex, inject, stats, only32, only64;
 } opt = {.seed = 1, .cases = 64, .sequences = 4000, .against = "bt", .reports = 40};
 
 struct test_case {
@@ -47,6 +47,13 @@ static uint64_t hash_name(const char *s)
 
 static void put_jump(uint8_t *p, uint64_t at, uint64_t to)
 {
+    if (mode32) { /* far, to 64-bit code */
+        uint16_t sel = SEL_CODE64;
+        p[0] = 0xea;
+        memcpy(p + 1, &to, 4);
+        memcpy(p + 5, &sel, 2);
+        return;
+    }
     uint32_t rel = (uint32_t)(to - at - 5);
     p[0] = 0xe9;
     memcpy(p + 1, &rel, 4);
@@ -70,8 +77,8 @@ static struct instance *add_instance(struct form *f, struct rng *r)
     uint8_t *p = native_backend.at(&native_backend, code_at);
     memcpy(p, in->bytes, in->len);
     put_jump(p + in->len, code_at + in->len, DRIVER_AT(driver_save));
-    put_jump(p + in->len + 5, code_at + in->len + 5, DRIVER_AT(driver_taken));
-    code_at += in->len + 10u + rnd_below(r, 16);
+    put_jump(p + in->len + PAD_SIZE, code_at + in->len + PAD_SIZE, DRIVER_AT(driver_taken));
+    code_at += in->len + 2 * PAD_SIZE + rnd_below(r, 16);
     n_instances++;
     return in;
 }
@@ -96,7 +103,7 @@ static unsigned make_sequence(struct form *forms, size_t n_forms, struct rng *r,
         n++;
     }
     put_jump(native_backend.at(&native_backend, code_at), code_at, DRIVER_AT(driver_save));
-    code_at += 5 + rnd_below(r, 16);
+    code_at += PAD_SIZE + rnd_below(r, 16);
     return n;
 }
 
@@ -115,7 +122,7 @@ static unsigned add_sequence(struct form *forms, size_t n_forms, unsigned number
         uint8_t *block = native_backend.at(&native_backend, INS + n_batch * (uint64_t)BLOCK);
         if (!state_random(seq, len, &r, block))
             break;
-        memcpy(block + B_TARGET, &start, 8);
+        memcpy(block + B_TARGET, &start, 4);
         batch[n_batch++] = (struct test_case){.in = seq, .n_in = len, .number = number * STATES_PER_INSTANCE + n++};
     }
     return n;
@@ -247,7 +254,7 @@ static bool same(const struct test_case *t, const uint8_t *in, const uint8_t *a,
     bool ok = true;
     char name[80];
     for (unsigned i = 0; i < 16; i++)
-        if (word(a, i * 8) != word(b, i * 8))
+        if ((word(a, i * 8) ^ word(b, i * 8)) & (mode32 && i < 8 ? 0xffffffff : ~0ull))
             note(why, n, reg_name[i], word(a, i * 8), word(b, i * 8)), ok = false;
     uint64_t flags = ~0x10000ull;
     /* In the middle of a block, flags that nothing will read are not kept for the
@@ -434,6 +441,7 @@ static void usage(void)
            "  --sequences N  random sequences of 2 to 12 instructions, 8 states each (4000)\n"
            "  --form TEXT    only forms whose name contains TEXT\n"
            "  --against X    bt (the engine) or native (the harness against itself)\n"
+           "  --32, --64     only code of that size (both)\n"
            "  --no-evex      leave out AVX-512\n"
            "  --legacy       leave out VEX and EVEX\n"
            "  --reports N    failures to describe (40)\n"
@@ -458,6 +466,10 @@ static int parse(int argc, char **argv)
             opt.no_evex = true;
         else if (!strcmp(a, "--legacy"))
             opt.legacy_only = true;
+        else if (!strcmp(a, "--32"))
+            opt.only32 = true;
+        else if (!strcmp(a, "--64"))
+            opt.only64 = true;
         else if (!strcmp(a, "--inject"))
             opt.inject = true;
         else if (!strcmp(a, "--stats"))
@@ -486,33 +498,41 @@ int main(int argc, char **argv)
 {
     struct form *forms;
     struct timespec t0, t1;
+    size_t run = 0, unsupported = 0, failed = 0;
+    int rc = 0;
     if (parse(argc, argv)) {
         usage();
         return 2;
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     states_init();
-    size_t n = forms_enumerate(&forms), run = 0, unsupported = 0, failed = 0;
-    if (opt.list) {
-        for (size_t i = 0; i < n; i++)
-            puts(forms[i].name);
-        return 0;
-    }
     struct backend *other = !strcmp(opt.against, "native") ? &native_backend : &guest_backend;
-    if (native_backend.init(&native_backend) || (other != &native_backend && other->init(other)))
+    if (!opt.list && (native_backend.init(&native_backend) || (other != &native_backend && other->init(other))))
         return 1;
     clock_gettime(CLOCK_MONOTONIC, &t0);
-    int rc = probe_forms(forms, n);
-    if (!rc)
-        rc = run_all(forms, n, other);
-    clock_gettime(CLOCK_MONOTONIC, &t1);
-    for (size_t i = 0; i < n; i++) {
-        unsupported += forms[i].unsupported != 0;
-        run += forms[i].cases != 0;
-        failed += forms[i].failures != 0;
-        print_form(&forms[i]);
+    for (unsigned m = 0; m < 2 && !rc; m++) {
+        mode32 = m == 1;
+        if (mode32 ? opt.only64 : opt.only32)
+            continue;
+        size_t n = forms_enumerate(&forms);
+        sequence_form = (struct form){.name = ""};
+        snprintf(sequence_form.name, sizeof(sequence_form.name), "%ssequence", mode32 ? "32: " : "");
+        for (size_t i = 0; i < n && opt.list; i++)
+            puts(forms[i].name);
+        if (!opt.list && !(rc = probe_forms(forms, n)))
+            rc = run_all(forms, n, other);
+        for (size_t i = 0; i < n; i++) {
+            unsupported += forms[i].unsupported != 0;
+            run += forms[i].cases != 0;
+            failed += forms[i].failures != 0;
+            print_form(&forms[i]);
+        }
+        print_form(&sequence_form);
+        free(forms);
     }
-    print_form(&sequence_form);
+    clock_gettime(CLOCK_MONOTONIC, &t1);
+    if (opt.list)
+        return 0;
     if (opt.stats && other->stats)
         other->stats(other);
     printf("difftest: seed %llu, %zu forms (%zu not on this host), %llu cases (%llu with an exception), %llu failures in %zu "

@@ -47,6 +47,7 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
     *var(V_CR2) = g[REG_TRAPNO] == 14 ? (uint64_t)g[REG_CR2] : 0;
     *var(V_RIP) = rip;
     g[REG_EFL] &= ~0x100;
+    g[REG_CSGSFS] = (g[REG_CSGSFS] & ~0xffffll) | SEL_CODE64;
     g[REG_RIP] = (greg_t)DRIVER_AT(driver_save);
 }
 
@@ -92,6 +93,7 @@ static int native_run(struct backend *b, unsigned n)
     *var(V_IN) = INS;
     *var(V_OUT) = OUTS;
     *var(V_LEFT) = n;
+    *var(V_ENTER) = driver_enter_at();
     alarm(20);
     ((void (*)(void))(uintptr_t)DRIVER_AT(driver_native_entry))();
     alarm(0);
@@ -102,6 +104,8 @@ static int native_run(struct backend *b, unsigned n)
 }
 
 struct backend native_backend = {"native", native_init, native_at, native_run, NULL};
+
+uint64_t driver_enter_at(void) { return mode32 ? DRIVER_AT(driver_enter32) : DRIVER_AT(driver_enter64); }
 
 void driver_place(struct backend *b)
 {

@@ -137,7 +137,9 @@ static bool is_stack(const ZydisDecodedOperand *o)
 
 static uint64_t offset_mask(const struct instance *in, const ZydisDecodedOperand *o)
 {
-    return in->insn.address_width == 32 && !is_stack(o) ? 0xffffffffull : ~0ull;
+    if (in->insn.address_width == 64 || (is_stack(o) && !mode32))
+        return ~0ull;
+    return in->insn.address_width == 16 && !is_stack(o) ? 0xffffull : 0xffffffffull;
 }
 
 static uint64_t segment_base(const ZydisDecodedOperand *o) { return o->mem.segment == ZYDIS_REGISTER_GS ? GS_BASE : 0; }
@@ -204,6 +206,8 @@ static uint64_t random_place(const struct instance *in, const ZydisDecodedOperan
 static bool harmless(uint64_t ea)
 {
     int64_t top = (int64_t)ea >> 47;
+    if (mode32 && ea < 0x10000) /* nothing is mapped there, here or in the guest */
+        return true;
     return (ea >= DATA + 0x8000 && ea < DATA + DATA_SIZE - 0x8000) || (top != 0 && top != -1);
 }
 
@@ -224,7 +228,10 @@ static void point(const struct instance *in, const ZydisDecodedOperand *o, uint6
         v = (want & mask) / (1u + o->mem.scale);
     else
         v = want - index_value(o, gpr);
-    gpr[base] = mask == ~0ull ? v : (v & mask) | (rnd_below(r, 2) ? rnd(r) << 32 : 0);
+    if (mask == 0xffff)
+        gpr[base] = (v & mask) | (rnd(r) & 0xffff0000);
+    else
+        gpr[base] = mask == ~0ull ? v : (v & mask) | (rnd_below(r, 2) ? rnd(r) << 32 : 0);
 }
 
 /* --- instructions with wishes of their own ---------------------------------------------------- */
@@ -318,7 +325,8 @@ static bool is_indirect(const struct instance *in)
  * at the target. False: cannot be arranged. */
 static bool aim(const struct instance *in, uint64_t *gpr, uint8_t *block)
 {
-    uint64_t pad = in->ip + in->len + 5, ea;
+    uint64_t pad = in->ip + in->len + PAD_SIZE, ea;
+    const unsigned size = mode32 ? 4 : 8;
     const ZydisDecodedOperand *o = &in->op[0];
     if (in->insn.mnemonic != ZYDIS_MNEMONIC_RET && o->type == ZYDIS_OPERAND_TYPE_REGISTER) {
         gpr[gpr_number(o->reg.value)] = pad;
@@ -330,9 +338,9 @@ static bool aim(const struct instance *in, uint64_t *gpr, uint8_t *block)
             continue;
         if (!state_address(in, o, gpr, &ea))
             return false;
-        uint8_t *w = window(block, ea, 8);
+        uint8_t *w = window(block, ea, size);
         if (w)
-            memcpy(w, &pad, 8);
+            memcpy(w, &pad, size);
         /* Page C and the holes: the load faults, or finds what must not be jumped to. */
         return w || ea + 7 < PAGE_A || ea > PAGE_C + 4096 - 8;
     }
@@ -388,7 +396,7 @@ bool state_fits(const struct instance *seq, unsigned n, const struct instance *i
     case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC: /* bit offsets */
     case ZYDIS_MNEMONIC_ENTER: case ZYDIS_MNEMONIC_LEAVE: case ZYDIS_MNEMONIC_DIV: case ZYDIS_MNEMONIC_IDIV:
     case ZYDIS_MNEMONIC_FNSAVE: case ZYDIS_MNEMONIC_FNSTENV: case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64:
-    case ZYDIS_MNEMONIC_FRSTOR: case ZYDIS_MNEMONIC_FLDENV: case ZYDIS_MNEMONIC_FXRSTOR: /* see main.c: ignored_byte() */
+    case ZYDIS_MNEMONIC_FLDCW: case ZYDIS_MNEMONIC_FRSTOR: case ZYDIS_MNEMONIC_FLDENV: case ZYDIS_MNEMONIC_FXRSTOR: /* see main.c: ignored_byte() */
         return false;
     default: break;
     }
@@ -405,7 +413,7 @@ bool state_fits(const struct instance *seq, unsigned n, const struct instance *i
 
 bool state_random(const struct instance *in, unsigned n, struct rng *r, uint8_t *block)
 {
-    uint64_t gpr[16], flags, target = in->ip, ea;
+    uint64_t gpr[16], flags, target = in->ip | (mode32 ? (uint64_t)SEL_CODE32 << 32 : 0), ea;
 
     random_xsave(r, block + B_XSAVE);
     /* With an exception unmasked the store does not happen; whether its page is
@@ -445,6 +453,9 @@ bool state_random(const struct instance *in, unsigned n, struct rng *r, uint8_t 
         if (!ok)
             continue;
         wishes_after(in, gpr, block, r);
+        if (mode32)
+            for (unsigned i = 0; i < 8; i++)
+                gpr[i] &= 0xffffffff;
         flags = 0x202 | (rnd(r) & 0x8d5) | (rnd_one_in(r, 6) ? 0x400 : 0);
         memcpy(block, gpr, sizeof(gpr));
         memcpy(block + B_FLAGS, &flags, 8);
