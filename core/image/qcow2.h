@@ -145,7 +145,8 @@ struct qcow2 {
     uint64_t free_hint;  /* no free cluster below this index */
     uint64_t end_bytes;  /* the file's end, counting clusters handed out; atomic reads under map */
     uint64_t virgin;     /* nothing was ever written at or behind this offset */
-    bool barrier;        /* written since the last fdatasync */
+    uint64_t written;    /* counts writes that an order depends on */
+    uint64_t synced;     /* up to this one they are on stable storage */
     struct qcow2_free *frees;
     uint32_t n_frees;
 
@@ -174,6 +175,8 @@ static inline uint64_t qcow2_round_up(const struct qcow2 *q, uint64_t off)
     return (off + q->cluster_bytes - 1) & ~(q->cluster_bytes - 1);
 }
 
+/* Bytes that a cache may have at most; tests make it tiny. */
+extern uint64_t qcow2_cache_limit;
 /* qcow2_cache.c; get: meta held. The slice stays until the next get on the same cache. */
 int qcow2_cache_init(struct qcow2_cache *c, const struct qcow2 *q, uint64_t budget, uint64_t useful_bytes);
 void qcow2_cache_fini(struct qcow2_cache *c);

@@ -7,12 +7,16 @@
 
 #include <stdlib.h>
 
+uint64_t qcow2_cache_limit = UINT64_MAX;
+
 int qcow2_cache_init(struct qcow2_cache *c, const struct qcow2 *q, uint64_t budget, uint64_t useful_bytes)
 {
     c->slice_bytes = q->cluster_bytes < QCOW2_SLICE_BYTES ? (uint32_t)q->cluster_bytes : QCOW2_SLICE_BYTES;
     if (useful_bytes < budget)
         budget = useful_bytes; /* no more than the whole disk needs */
-    c->n_sets = 4;
+    if (budget > qcow2_cache_limit)
+        budget = qcow2_cache_limit;
+    c->n_sets = 1;
     while ((uint64_t)c->n_sets * 2 * QCOW2_CACHE_WAYS * c->slice_bytes <= budget)
         c->n_sets *= 2;
     c->slices = calloc((size_t)c->n_sets * QCOW2_CACHE_WAYS, sizeof(c->slices[0]));
@@ -131,7 +135,7 @@ int qcow2_cache_write(struct qcow2 *q, struct qcow2_cache *c)
         if (!s->dirty)
             continue;
         int r = hvx_file_pwrite(q->file, s->data, c->slice_bytes, s->offset);
-        q->barrier = true;
+        q->written++;
         if (r) {
             result = r;
             break;
@@ -144,12 +148,12 @@ int qcow2_cache_write(struct qcow2 *q, struct qcow2_cache *c)
 
 int qcow2_barrier(struct qcow2 *q)
 {
-    if (!q->barrier)
+    uint64_t upto = q->written;
+    if (q->synced == upto)
         return 0;
-    q->barrier = false;
     int r = hvx_file_flush(q->file);
-    if (r)
-        q->barrier = true;
+    if (!r)
+        q->synced = upto;
     return r;
 }
 
@@ -164,7 +168,7 @@ static int write_pieces(struct qcow2 *q, const uint64_t *table, uint64_t n, uint
         for (uint64_t j = 0; j < k; j++)
             piece[j] = htobe64(table[i * 64 + j]);
         int r = hvx_file_pwrite(q->file, piece, k * 8, offset + i * 512);
-        q->barrier = true;
+        q->written++;
         if (r)
             return r;
         dirty[i] = 0;

@@ -98,7 +98,7 @@ static int new_l2_table(struct qcow2 *q, uint32_t l1i)
     if (!r)
         r = hvx_file_pwrite(q->file, buf, q->cluster_bytes, fresh);
     hvx_bufpool_put(&q->bufs, buf);
-    q->barrier = true;
+    q->written++;
     if (r) {
         qcow2_free_now(q, fresh, q->cluster_bytes);
         return r;

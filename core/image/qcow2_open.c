@@ -293,7 +293,7 @@ int qcow2_header_set_incompatible(struct qcow2 *q, uint64_t value)
     if (q->version < 3)
         return 0;
     int r = hvx_file_pwrite(q->file, &field, 8, offsetof(struct qcow2_header, incompatible));
-    q->barrier = true;
+    q->written++;
     if (!r)
         r = qcow2_barrier(q);
     if (!r)
@@ -350,7 +350,7 @@ static int prepare_write(struct qcow2 *q, struct hvx_error *err)
         int r = hvx_file_pwrite(q->file, &none, 8, offsetof(struct qcow2_header, autoclear));
         if (r)
             return hvx_fail(err, r, "cannot write to %s: %s", NAME, strerror(-r));
-        q->barrier = true;
+        q->written++;
         q->autoclear = 0;
     }
     return 0;
@@ -443,8 +443,11 @@ static void qcow2_close(struct hvx_image *img)
         pthread_mutex_lock(&q->meta);
         /* The first run may free clusters, the second writes those refcounts. */
         if (!qcow2_writeback(q) && !qcow2_writeback(q))
-            qcow2_barrier(q);
+            (void)!qcow2_barrier(q);
         pthread_mutex_unlock(&q->meta);
+    } else if (!img->read_only && !img->for_check) {
+        /* So that the next one who opens it knows, too. */
+        (void)!qcow2_header_set_incompatible(q, q->incompatible | QCOW2_INCOMPAT_CORRUPT);
     }
     qcow2_free(q);
 }

@@ -119,7 +119,7 @@ static int new_refblock(struct qcow2 *q, uint64_t rbi)
     qcow2_cache_drop(q, &q->rbc, offset, q->cluster_bytes);
     int r = hvx_file_pwrite(q->file, buf, q->cluster_bytes, offset);
     hvx_bufpool_put(&q->bufs, buf);
-    q->barrier = true;
+    q->written++;
     if (!r)
         r = add_meta(q, offset, q->cluster_bytes, QCOW2_META_REFBLOCK);
     if (r)
@@ -167,11 +167,11 @@ static int switch_reftable(struct qcow2 *q, uint64_t offset, uint64_t clusters)
         uint64_t offset;
         uint32_t clusters;
     } __attribute__((packed)) field = {htobe64(offset), htobe32((uint32_t)clusters)};
-    q->barrier = true;
+    q->written++;
     int r = qcow2_barrier(q);
     if (!r)
         r = hvx_file_pwrite(q->file, &field, sizeof(field), offsetof(struct qcow2_header, refcount_table_offset));
-    q->barrier = true;
+    q->written++;
     return r ? r : qcow2_barrier(q);
 }
 

@@ -133,7 +133,7 @@ static int link_clusters(struct qcow2 *q, const struct plan *p)
     int r = qcow2_l2_get_write(q, p->start, &s, &i);
     if (r)
         return r;
-    q->barrier = true; /* what was copied must be durable before it is referred to */
+    q->written++; /* what was copied must be durable before it is referred to */
     for (uint64_t k = 0; k < p->clusters; k++) {
         struct qcow2_entry old;
         uint64_t host = p->host + (k << q->cluster_bits);
@@ -196,12 +196,14 @@ int qcow2_flush(struct hvx_image *img)
         return 0;
     pthread_mutex_lock(&q->meta);
     int r = qcow2_writeback(q);
-    q->barrier = false; /* the flush below covers it; set again by whoever writes meanwhile */
+    uint64_t upto = q->written;
     pthread_mutex_unlock(&q->meta);
+    /* The long wait is outside of the lock: other requests go on meanwhile. */
     int r2 = hvx_file_flush(q->file);
-    if (r2) {
+    if (!r2) {
         pthread_mutex_lock(&q->meta);
-        q->barrier = true;
+        if (q->synced < upto)
+            q->synced = upto;
         pthread_mutex_unlock(&q->meta);
     }
     return r ? r : r2;

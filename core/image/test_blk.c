@@ -5,10 +5,15 @@
  * is refused; locks; snapshot=on.
  */
 #include "core/image/blk.h"
+#include "core/image/qcow2.h"
 #include "core/image/test_util.h"
 
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 
 #define DISK (8u << 20)
 #define SLOTS 64u
@@ -167,6 +172,8 @@ static void make(const char *name, const char *format, const char *options)
     struct hvx_qcow2_create c = {.bytes = DISK};
     if (strstr(options, "4k"))
         c.cluster_bytes = 4096;
+    else if (strstr(options, "512"))
+        c.cluster_bytes = 512;
     assert_int_equal(hvx_file_open(in_dir(name), HVX_FILE_WRITE | HVX_FILE_CREATE, &f, &err), 0);
     if (!strcmp(format, "qcow2"))
         assert_int_equal(hvx_qcow2_create(f, &c, &err), 0);
@@ -208,6 +215,23 @@ static void test_storm_on_every_engine_and_cache(void **state)
         storm(&p, 300); /* again, on what is there now */
         verify_file("storm", p.format);
     }
+}
+
+static void test_storm_with_tables_that_do_not_fit_into_memory(void **state)
+{
+    struct hvx_blk_open p = {.path = in_dir("small"), .format = "qcow2"};
+    (void)state;
+    qcow2_cache_limit = 0;
+    for (unsigned i = 0; i < 2; i++) {
+        make("small", "qcow2", i ? "512" : "4k");
+        memset(model, 0, DISK);
+        rnd_seed(i + 200);
+        for (unsigned round = 0; round < 3; round++) {
+            storm(&p, 1000);
+            verify_file("small", "qcow2");
+        }
+    }
+    qcow2_cache_limit = UINT64_MAX;
 }
 
 static void test_storm_over_a_snapshot_changes_nothing(void **state)
@@ -356,6 +380,59 @@ static void test_second_writer_is_refused_readers_share(void **state)
     close_blk(b);
 }
 
+static void note_ring(void *o, const char *name, uint64_t v, const char *unit)
+{
+    (void)unit;
+    if (!strcmp(name, "by_io_uring"))
+        *(uint64_t *)o = v;
+}
+
+/* In a child whose kernel says no to io_uring, as many containers' does. */
+static int without_io_uring(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog prog = {sizeof(code) / sizeof(code[0]), code};
+    struct hvx_blk_open p = {.path = in_dir("plain"), .format = "raw"};
+    struct hvx_error err = {0};
+    struct hvx_blk *b;
+    uint8_t buf[512];
+    uint64_t by_ring = 99;
+    bool done = false;
+    struct iovec v = {buf, 512};
+    struct hvx_blk_req req = {.op = HVX_BLK_READ, .bytes = 512, .iov = &v, .n_iov = 1, .done = stop_when_done,
+                              .opaque = &done};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog))
+        return 1;
+    p.aio = "io_uring";
+    if (!hvx_blk_open(loop, &p, &b, &err) || !strstr(err.text, "use aio=threads"))
+        return 2;
+    p.aio = NULL;
+    if (hvx_blk_open(loop, &p, &b, &err))
+        return 3;
+    hvx_blk_submit(b, &req);
+    if (hvx_blk_drain(b) || !done || req.result)
+        return 4;
+    hvx_blk_stats(b, note_ring, &by_ring);
+    return by_ring ? 5 : 0;
+}
+
+static void test_threads_take_over_where_io_uring_is_refused(void **state)
+{
+    (void)state;
+    make("plain", "raw", "");
+    pid_t pid = fork();
+    if (!pid)
+        _exit(without_io_uring());
+    int status;
+    waitpid(pid, &status, 0);
+    assert_int_equal(status, 0);
+}
+
 static void test_info(void **state)
 {
     struct hvx_blk_open p = {.path = in_dir("info"), .format = "qcow2"};
@@ -428,12 +505,14 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_storm_on_every_engine_and_cache),
+        cmocka_unit_test(test_storm_with_tables_that_do_not_fit_into_memory),
         cmocka_unit_test(test_storm_over_a_snapshot_changes_nothing),
         cmocka_unit_test(test_writes_to_one_new_cluster_do_not_lose_each_other),
         cmocka_unit_test(test_more_requests_than_the_pool_holds),
         cmocka_unit_test(test_bad_requests_get_an_error_through_done),
         cmocka_unit_test(test_messages_at_open),
         cmocka_unit_test(test_second_writer_is_refused_readers_share),
+        cmocka_unit_test(test_threads_take_over_where_io_uring_is_refused),
         cmocka_unit_test(test_info),
         cmocka_unit_test(test_discard_gives_space_back),
     };

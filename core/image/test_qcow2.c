@@ -77,6 +77,15 @@ static void test_random_ops_all_geometries(void **state)
     }
 }
 
+/* Eight slices of each kind for tables of 128 KiB: every other step evicts
+ * something, much of it dirty. */
+static void test_caches_that_are_far_too_small(void **state)
+{
+    qcow2_cache_limit = 0;
+    test_random_ops_all_geometries(state);
+    qcow2_cache_limit = UINT64_MAX;
+}
+
 static void test_overlay_random_ops(void **state)
 {
     static const struct hvx_qcow2_create top = {.bytes = DISK, .cluster_bytes = 4096};
@@ -181,6 +190,7 @@ static void test_failing_and_killed_at_every_write(void **state)
     uint8_t *flushed = calloc(1, c.bytes), *now = calloc(1, c.bytes), *buf = malloc(c.bytes);
     (void)state;
     for (unsigned stop = 0; stop < 1500; stop += 7) {
+        qcow2_cache_limit = stop % 2 ? UINT64_MAX : 0;
         struct hvx_file *f = new_file(&c, MAX_FILE), *copy;
         struct hvx_image *img = open_mem(f), *after;
         struct hvx_error err = {0};
@@ -232,6 +242,7 @@ static void test_failing_and_killed_at_every_write(void **state)
         hvx_file_mem_fail_after(f, 0, -EIO); /* nor may closing it write anything */
         hvx_image_close(img);
     }
+    qcow2_cache_limit = UINT64_MAX;
     free(flushed);
     free(now);
     free(buf);
@@ -356,7 +367,8 @@ static void test_l2_lies_give_eio_and_one_message(void **state)
         uint8_t buf[4096] = {0};
         struct hvx_file *f = image_with_data(&l2);
         put_be(hvx_file_mem_data(f, NULL) + l2, lies[i].value, 8);
-        struct hvx_image *img = open_mem(f);
+        struct hvx_image *img = open_mem(f), *opened = img;
+        size_t n_file;
         n_warnings = 0;
         int r = img_read(img, buf, 0, sizeof(buf));
         assert_int_equal(r, lies[i].read_fails ? -EIO : 0);
@@ -369,7 +381,15 @@ static void test_l2_lies_give_eio_and_one_message(void **state)
         struct hvx_image_check c;
         assert_int_equal(img->ops->check(img, false, &c, NULL, NULL), 0);
         assert_true(c.corruptions > 0 || strstr(lies[i].says, "decompressed")); /* check reads tables, not data */
-        hvx_image_close(img);
+        struct hvx_file *copy;
+        struct hvx_error err;
+        img->ops->close(img);
+        uint8_t *p = hvx_file_mem_data(f, &n_file);
+        assert_int_equal(p[79], QCOW2_INCOMPAT_CORRUPT); /* the mark stays */
+        assert_int_equal(hvx_file_mem_new(p, n_file, MAX_FILE, &copy), 0);
+        assert_int_equal(hvx_image_open_file(copy, "qcow2", 0, &img, &err), -EROFS);
+        hvx_file_close(f);
+        free(opened);
     }
 }
 
@@ -464,6 +484,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_ops_all_geometries),
+        cmocka_unit_test(test_caches_that_are_far_too_small),
         cmocka_unit_test(test_overlay_random_ops),
         cmocka_unit_test(test_map_agrees_with_read),
         cmocka_unit_test(test_enospc_leaves_image_consistent),
