@@ -148,6 +148,7 @@ static void errors_name_file_and_line(void **state)
     refuses("dev-sample {\n\n  level = 70\n}\n", ":3: dev-sample: level=70 is out of range; give 0 to 9");
     refuses("dev-sample { mode = quick }\n", ":1: dev-sample: mode=quick is not known; give one of fast|slow");
     refuses("dev-sample {\n  level =\n", ":");
+    refuses("# {\n/* { */ plugins = {dev-sample}\ndev-sample {\n  level = 7\n", ":3: the '{' here is not closed");
     refuses("plugins = {dev-sample, dev-none}\n", " enables the plugin dev-none, but there is no dev-none.so in ");
     refuses("plugins = {\"/usr/lib/x.so\"}\n", ": plugins: '/usr/lib/x.so' is a path; give names");
     refuses("plugin_dir = lib/hvx\n", ": plugin_dir = lib/hvx is not an absolute path");

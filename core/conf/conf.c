@@ -241,6 +241,46 @@ static int read_top(struct hvx_conf *c, char **configured_dir, struct hvx_error 
     return r;
 }
 
+/* libconfuse takes the end of the file for the end of a section: a file that
+ * was cut short would be half obeyed. Returns the line of a brace that is not
+ * closed, 0 when all are. */
+static int unclosed_line(FILE *f)
+{
+    int stack[16], depth = 0, line = 1, quote = 0;
+    for (int c, last = 0; (c = getc(f)) != EOF; last = c) {
+        if (c == '\n')
+            line++;
+        if (quote) { /* in a string, or in a comment up to a line end or a star and slash */
+            if (quote == '#' ? c == '\n' : quote == '*' ? last == '*' && c == '/' : c == quote && last != '\\')
+                quote = 0;
+            else if (c == '\\' && last == '\\')
+                c = 0;
+        } else if (c == '#' || (c == '/' && last == '/')) {
+            quote = '#';
+        } else if (c == '*' && last == '/') {
+            quote = '*';
+            c = 0;
+        } else if (c == '"' || c == '\'') {
+            quote = c;
+        } else if (c == '{' && depth < 16) {
+            stack[depth++] = line;
+        } else if (c == '}' && depth > 0) {
+            depth--;
+        }
+    }
+    return depth ? stack[depth - 1] : 0;
+}
+
+static int check_closed(const struct hvx_conf *c, struct hvx_error *err)
+{
+    FILE *f = fopen(c->path, "re");
+    if (!f)
+        return hvx_fail(err, -errno, "reading %s: %s", c->path, strerror(errno));
+    int line = unclosed_line(f);
+    fclose(f);
+    return line ? hvx_fail(err, -EINVAL, "%s:%d: the '{' here is not closed; was the file cut short?", c->path, line) : 0;
+}
+
 /* --- where plugins are ------------------------------------------------------------------------ */
 /* This program sits in BUILD/core (or below): use BUILD/plugins/NAME/.libs. */
 static int build_tree_dirs(char **dirs)
@@ -311,6 +351,8 @@ int hvx_conf_load(const char *path, struct hvx_conf **out, struct hvx_error *err
     if (path) {
         c->path = strdup(path);
         r = c->path ? read_top(c, &configured_dir, &why) : -ENOMEM;
+        if (r == 0)
+            r = check_closed(c, &why);
     }
     if (r == 0)
         r = find_dirs(c, configured_dir, &why);
