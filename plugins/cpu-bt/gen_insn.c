@@ -294,6 +294,23 @@ static void emit_tail(struct trans *t, struct insn *x)
         at = d->raw.imm[0].offset;
     for (; at < d->length; at++)
         e8(&t->e, x->bytes[at]);
+    if (!t->code64 && d->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
+        for (unsigned i = 0; i < d->operand_count; i++)
+            if (x->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
+                t->e.p[-1] &= 0x7f; /* the register's bit 3 does not count outside 64-bit code */
+}
+
+/* VZEROUPPER and VZEROALL outside 64-bit code: registers 8..15 stay. */
+static void gen_vzero(struct trans *t, struct insn *x)
+{
+    struct bt_emit *e = &t->e;
+    bool all = x->d.raw.vex.L;
+    for (unsigned i = 0; i < 8; i++) {
+        e8(e, 0xc5); /* vmovaps xmm, xmm or vpxor xmm, xmm, xmm: both clear the rest */
+        e8(e, all ? 0x80 | (~i & 15) << 3 | 1 : 0xf8);
+        e8(e, all ? 0xef : 0x28);
+        e8(e, 0xc0 | i << 3 | i);
+    }
 }
 
 static void swap_high(struct bt_emit *e, unsigned low) /* xchg al, ah and so on */
@@ -883,7 +900,12 @@ void gen_insn(struct trans *t, struct insn *x)
     struct bt_emit *e = &t->e;
     struct bt_vcpu *c = t->c;
     switch (x->kind) {
-    case K_GENERIC: gen_generic(t, x); break;
+    case K_GENERIC:
+        if (!t->code64 && (x->d.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER || x->d.mnemonic == ZYDIS_MNEMONIC_VZEROALL))
+            gen_vzero(t, x);
+        else
+            gen_generic(t, x);
+        break;
     case K_NOP:
         /* Cache-line flushes do nothing here but fault like loads of a byte. */
         if (x->d.mnemonic == ZYDIS_MNEMONIC_CLFLUSH || x->d.mnemonic == ZYDIS_MNEMONIC_CLFLUSHOPT ||

@@ -189,7 +189,7 @@ static void segment(struct trans *t, unsigned seg, unsigned size, bool wr)
         }
         return;
     }
-    if (t->flat && seg < BT_FS)
+    if (t->flat && seg < BT_FS && !(wr && seg == BT_CS)) /* code segments cannot be written: C raises #GP */
         return;
     if (t->careful) {
         e_mov_imm(e, H_R15, seg | size << 8 | (wr ? 1u << 30 : 0));

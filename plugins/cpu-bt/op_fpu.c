@@ -75,6 +75,11 @@ void bt_op_fxrstor(struct bt_vcpu *c, const struct bt_op *op)
     sys_put64(m.b + 8, 0);
     sys_put64(m.b + 16, 0);
     sys_fp_live(c);
+    if (!bt_code64(c)) { /* XMM8..15 stay */
+        struct image now;
+        __asm__ volatile("fxsave64 %0" : "=m"(now));
+        sys_copy(m.b + 288, now.b + 288, 128);
+    }
     __asm__ volatile("fxrstor64 %0" ::"m"(m));
 }
 

@@ -124,9 +124,12 @@ void bt_op_aam(struct bt_vcpu *c, const struct bt_op *op)
 void bt_op_aad(struct bt_vcpu *c, const struct bt_op *op)
 {
     uint8_t al = (uint8_t)c->gpr[BT_RAX], ah = (uint8_t)(c->gpr[BT_RAX] >> 8);
-    al = (uint8_t)(al + ah * (uint8_t)op->imm);
-    bt_reg_set(c, BT_RAX, 2, 0, al);
-    set_bcd_flags(c, al, 0);
+    unsigned product = (uint8_t)(ah * (uint8_t)op->imm), sum = al + product;
+    /* AF, CF and OF are undefined; as found on processors, those of the addition. */
+    uint32_t f = ((al ^ product ^ sum) & BT_AF) | (sum >> 8 ? BT_CF : 0) |
+                 ((al ^ sum) & (product ^ sum) & 0x80 ? BT_OF : 0);
+    bt_reg_set(c, BT_RAX, 2, 0, sum & 0xff);
+    set_bcd_flags(c, (uint8_t)sum, f);
 }
 
 static void adjust_decimal(struct bt_vcpu *c, bool subtract)

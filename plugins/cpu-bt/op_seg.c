@@ -18,7 +18,12 @@ void bt_op_push_sreg(struct bt_vcpu *c, const struct bt_op *op)
 {
     struct sys_stack k;
     sys_stack_current(c, &k, 0);
-    sys_push(c, &k, op->opsize, c->seg[op->reg].selector);
+    if (op->opsize == 4) { /* processors write the low half only: SDM volume 2, PUSH */
+        k.sp = (k.sp - 2) & k.mask;
+        sys_push(c, &k, 2, c->seg[op->reg].selector);
+    } else {
+        sys_push(c, &k, op->opsize, c->seg[op->reg].selector);
+    }
     sys_stack_commit(c, &k);
 }
 
