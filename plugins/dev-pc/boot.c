@@ -121,6 +121,7 @@ int boot_start(struct pc *pc, struct hvx_error *err)
         return hvx_fail(err, -ENOMEM, "starting %s: no memory", pc->info.kernel);
     piix3_default_routes(pc->piix3);
     piix4_pm_default_base(pc->pm);
+    i8042_default_mode(pc->i8042);
     boot_pci(pc);
     int rc = load(pc, r, err);
     if (rc == 0) {

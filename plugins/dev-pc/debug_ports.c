@@ -11,7 +11,7 @@
 
 /* --- debug console ---------------------------------------------------------------
  * Reading the port gives 0xe9: that is how firmware finds it. Output goes to
- * the character stream of option debugcon_chr; what does not fit there is lost, because a
+ * the character stream of option debugcon-chr; what does not fit there is lost, because a
  * message is never worth stopping firmware for. */
 #define DEBUGCON_PRESENT 0xe9u
 

@@ -268,6 +268,11 @@ void i8042_reset(struct i8042 *k)
     set_lines(k);
 }
 
+void i8042_default_mode(struct i8042 *k)
+{
+    k->ram[0] = CTR_KBD_INT | CTR_SYSTEM | CTR_AUX_OFF | CTR_TRANSLATE;
+}
+
 int i8042_state(struct i8042 *k, struct hvx_stream *s)
 {
     ps2_keyboard_state(&k->keyboard, s);

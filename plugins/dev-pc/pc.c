@@ -19,7 +19,7 @@
 static const struct hvx_option pc_options[] = {
     {.name = "firmware", .type = HVX_OPT_STRING, .help = "firmware image; default: SeaBIOS, " DEFAULT_FIRMWARE},
     {.name = "vga", .type = HVX_OPT_BOOL, .def = "on", .help = "standard VGA with 16 MiB"},
-    {.name = "vga_rom", .type = HVX_OPT_STRING, .def = DEFAULT_VGA_ROM, .help = "VGA BIOS image"},
+    {.name = "vga-rom", .type = HVX_OPT_STRING, .def = DEFAULT_VGA_ROM, .help = "VGA BIOS image"},
     {.name = "serial", .type = HVX_OPT_INT, .min = 0, .max = PC_MAX_SERIAL, .def = "2",
      .help = "number of serial ports, COM1 to COM4"},
     {.name = "ide0", .type = HVX_OPT_STRING, .help = "drive of the first channel's master, such as disk0"},
@@ -31,9 +31,9 @@ static const struct hvx_option pc_options[] = {
     {.name = "pvpanic", .type = HVX_OPT_BOOL, .def = "on", .help = "port 0x505, by which a guest says that it panicked"},
     {.name = "debugcon", .type = HVX_OPT_INT, .min = 0, .max = 0xffff, .def = "0x402",
      .help = "port of firmware's debug console; 0: none"},
-    {.name = "debugcon_chr", .type = HVX_OPT_STRING, .def = "debugcon",
+    {.name = "debugcon-chr", .type = HVX_OPT_STRING, .def = "debugcon",
      .help = "character stream of the debug console, such as serial1 when there is just one serial port"},
-    {.name = "debug_exit", .type = HVX_OPT_INT, .min = 0, .max = 0xfffe, .def = "0",
+    {.name = "debug-exit", .type = HVX_OPT_INT, .min = 0, .max = 0xfffe, .def = "0",
      .help = "first port of a built-in isa-debug-exit; 0: none"},
     {.name = NULL},
 };
@@ -90,10 +90,10 @@ static void read_config(struct pc *pc, const struct hvx_config *c)
         .pvpanic = host->conf_bool(c, "pvpanic"),
         .n_serial = (unsigned)host->conf_int(c, "serial"),
         .firmware = copy_string(host->conf_string(c, "firmware")),
-        .vga_rom = copy_string(host->conf_string(c, "vga_rom")),
-        .debugcon_chr = copy_string(host->conf_string(c, "debugcon_chr")),
+        .vga_rom = copy_string(host->conf_string(c, "vga-rom")),
+        .debugcon_chr = copy_string(host->conf_string(c, "debugcon-chr")),
         .debugcon_port = (unsigned)host->conf_int(c, "debugcon"),
-        .debug_exit_port = (unsigned)host->conf_int(c, "debug_exit"),
+        .debug_exit_port = (unsigned)host->conf_int(c, "debug-exit"),
     };
     pc->info.size = sizeof(pc->info);
     host->guest_info(pc->vm, &pc->info);

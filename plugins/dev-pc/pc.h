@@ -208,6 +208,7 @@ HVX_WUR int i8042_create(struct pc *pc, struct i8042 **out, struct hvx_error *er
 void i8042_destroy(struct i8042 *k);
 void i8042_reset(struct i8042 *k);
 int i8042_state(struct i8042 *k, struct hvx_stream *s);
+void i8042_default_mode(struct i8042 *k); /* what firmware does: keyboard on, translated */
 
 /* --- uart.c --------------------------------------------------------------- */
 HVX_WUR int uart_create(struct pc *pc, unsigned index, struct uart **out, struct hvx_error *err);

@@ -10,6 +10,15 @@
 
 extern const struct hvx_plugin hvx_plugin_dev_pc;
 
+/* Each process makes its two files once; they go when it exits. */
+static char firmware_path[64], vga_rom_path[64];
+
+static void remove_files(void)
+{
+    unlink(firmware_path);
+    unlink(vga_rom_path);
+}
+
 static void write_file(char path[64], const char *name, size_t bytes)
 {
     snprintf(path, 64, "/tmp/hvx-test-%s-XXXXXX", name);
@@ -43,10 +52,13 @@ int board_try(struct board *b, struct hvx_vm *vm, const char *options, struct hv
     char text[400];
     memset(b, 0, sizeof(*b));
     b->vm = vm;
-    write_file(b->firmware, "firmware", BOARD_FIRMWARE_BYTES);
-    write_file(b->vga_rom, "vgabios", 4096);
+    if (!firmware_path[0]) {
+        write_file(firmware_path, "firmware", BOARD_FIRMWARE_BYTES);
+        write_file(vga_rom_path, "vgabios", 4096);
+        atexit(remove_files);
+    }
     b->type = board_type("pc");
-    snprintf(text, sizeof(text), "firmware=%s,vga_rom=%s%s%s", b->firmware, b->vga_rom, options ? "," : "",
+    snprintf(text, sizeof(text), "firmware=%s,vga-rom=%s%s%s", firmware_path, vga_rom_path, options ? "," : "",
              options ? options : "");
     b->config = hvxtest_config(b->type->options, text);
     int rc = hvx_plugin_dev_pc.init(hvxtest_host(), NULL, &b->ctx, err);
@@ -69,8 +81,6 @@ void board_free(struct board *b)
     if (b->dev)
         b->type->destroy(b->dev);
     hvxtest_config_free(b->config);
-    unlink(b->firmware);
-    unlink(b->vga_rom);
     hvxtest_free(b->vm);
 }
 

@@ -22,7 +22,6 @@ struct board {
     const struct hvx_device_type *type;
     struct hvx_config *config;
     void *ctx, *dev;
-    char firmware[64], vga_rom[64];
 };
 
 /* Options as "key=value,..." or NULL; params NULL: BOARD_RAM, one vCPU. */

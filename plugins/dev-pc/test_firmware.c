@@ -413,7 +413,7 @@ static void every_failure_at_creation_cleans_up(void **state)
         struct hvx_vm *vm = hvxtest_new(&(struct hvxtest_params){.ram_below_4g = BOARD_RAM});
         hvxtest_disk_add(vm, "disk0", &(struct hvxtest_disk_params){.bytes = 1 << 20});
         hvxtest_fail_nth(vm, n);
-        int rc = board_try(&b, vm, "ide0=disk0,debug_exit=0x501", &err);
+        int rc = board_try(&b, vm, "ide0=disk0,debug-exit=0x501", &err);
         bool waiting = hvxtest_fail_nth(vm, 0);
         board_free(&b);
         if (waiting)

@@ -10,7 +10,7 @@
 static int setup(void **state)
 {
     static struct board b;
-    board_new(&b, board_vm(), "vga=off,debug_exit=0x501");
+    board_new(&b, board_vm(), "vga=off,debug-exit=0x501");
     *state = &b;
     return 0;
 }
