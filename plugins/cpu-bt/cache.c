@@ -133,8 +133,14 @@ void bt_chain(struct bt_vcpu *c, uint32_t i, struct bt_block *to)
     if (from->dead || to->dead || x->to)
         return;
     bool cross = ((x->target + from->cs_base) ^ (from->rip + from->cs_base)) >> 12 || to->pa2;
-    if (cross) {
-        if ((from->mode & BT_MODE_CPL) == 3 || k->n_xpage == BT_XPAGE_MAX)
+    if (cross && (from->mode & BT_MODE_CPL) == 3) {
+        /* Programs' jumps to other pages go through the jump cache; what comes here stays in the page, but the
+         * target's last instruction does not. */
+        if (k->n_straddle == 1024)
+            return;
+        k->straddle[k->n_straddle++] = i;
+    } else if (cross) {
+        if (k->n_xpage == BT_XPAGE_MAX)
             return;
         uint64_t lin = x->target + to->cs_base;
         for (unsigned n = 0; n < (to->pa2 ? 2u : 1u); n++) {
@@ -203,6 +209,11 @@ void bt_jc_flush(struct bt_vcpu *c, unsigned t)
     for (uint32_t i = 0; i < k->n_jc_touched[t]; i++)
         c->jc[t][k->jc_touched[t][i]] = k->stub_jc_miss[t];
     k->n_jc_touched[t] = 0;
+    if (t) {
+        for (uint32_t i = 0; i < k->n_straddle; i++)
+            exit_unchain(c, k->straddle[i]);
+        k->n_straddle = 0;
+    }
     for (unsigned i = 0; i < 64; i++)
         k->code_filter[t][i] = 0;
 }
@@ -391,7 +402,7 @@ void bt_cache_flush(struct bt_vcpu *c)
     k->hot_p = k->hot;
     k->cold_p = k->cold;
     k->n_blocks = k->n_exits = k->n_map = 1;
-    k->n_xpage = 0;
+    k->n_xpage = k->n_straddle = 0;
     k->n_kpage = 1;
     k->chain_exit = 0;
     for (unsigned i = 0; i < 1u << BT_HASH_BITS; i++)

@@ -84,6 +84,8 @@ struct bt_cache {
     uint32_t page_hash[4096];
     uint32_t xpage[BT_XPAGE_MAX]; /* chained supervisor exits that leave their page */
     uint32_t n_xpage;
+    uint32_t straddle[1024]; /* chained program exits to blocks that reach into the next page: undone with jc[1] */
+    uint32_t n_straddle;
     struct { uint64_t vpage, pa; } kpage[8192]; /* supervisor code pages such chains rely on */
     uint32_t n_kpage;
     uint32_t kpage_hash[8192];
