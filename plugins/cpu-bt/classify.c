@@ -254,12 +254,15 @@ void trans_classify(struct trans *t, struct insn *x)
     set_flags(x);
     if (d->meta.category == ZYDIS_CATEGORY_STRINGOP) {
         switch (d->opcode & 0xfe) {
-        case 0xa4: set_op(x, BT_OP_movs); return;
-        case 0xa6: set_op(x, BT_OP_cmps); return;
-        case 0xaa: set_op(x, BT_OP_stos); return;
-        case 0xac: set_op(x, BT_OP_lods); return;
-        default: set_op(x, BT_OP_scas); return;
+        case 0xa4: set_op(x, BT_OP_movs); break;
+        case 0xa6: set_op(x, BT_OP_cmps); break;
+        case 0xaa: set_op(x, BT_OP_stos); break;
+        case 0xac: set_op(x, BT_OP_lods); break;
+        default: set_op(x, BT_OP_scas); break;
         }
+        if (!(d->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)))
+            x->op_kind = KIND_NEXT; /* cannot stop in the middle */
+        return;
     }
     if (simple_ops[d->mnemonic]) {
             set_op(x, simple_ops[d->mnemonic] - 1u);

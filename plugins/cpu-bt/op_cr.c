@@ -107,7 +107,7 @@ static void write_cr0(struct bt_vcpu *c, uint64_t v)
         sys_gp0(c);
     c->cr0 = v;
     c->efer = efer;
-    if (diff & (BT_CR0_PG | BT_CR0_WP | BT_CR0_PE))
+    if (diff & (BT_CR0_PG | BT_CR0_WP)) /* PE alone changes no translation */
         bt_tlb_flush_all(c);
     bt_mode_update(c);
 }
