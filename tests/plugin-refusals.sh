@@ -57,6 +57,10 @@ bad() { # bad WHAT OPTION... -- WORDS...
 
 build "$so" && "$hvx" plugin show "$so" >"$dir/out" 2>&1 && ok "a good plugin is accepted" || not_ok "a good plugin is accepted"
 
+build "$so" -DLONGER_OPS && "$hvx" plugin show "$so" >"$dir/out" 2>&1 && grep -q '^Device type sample' "$dir/out" &&
+    ok "operations longer than this host's are served as far as it knows them" ||
+    not_ok "operations longer than this host's are served as far as it knows them"
+
 bad "wrong magic" -DOVERRIDE=.magic=7 -- "magic 0x50585648" "found 0x00000007" "is this an HVX plugin"
 bad "other ABI major" -DOVERRIDE=.abi_major=2 -- "expected ABI major 1, found 2" "upgrade HVX"
 bad "older ABI major" -DOVERRIDE=.abi_major=0 -- "expected ABI major 1, found 0" "rebuild the plugin"

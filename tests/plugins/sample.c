@@ -152,7 +152,15 @@ static const struct hvx_device_type *const types[] = {&type, &type};
 #else
 static const struct hvx_device_type *const types[] = {&type};
 #endif
+#ifdef LONGER_OPS /* as a later version of the header would make them */
+static const struct {
+    struct hvx_device_ops known;
+    void (*later[3])(void);
+} longer = {.known = {.size = sizeof(longer), .n_types = sizeof(types) / sizeof(types[0]), .types = types}};
+#define ops longer.known
+#else
 static const struct hvx_device_ops ops = {.size = sizeof(ops), .n_types = sizeof(types) / sizeof(types[0]), .types = types};
+#endif
 #endif
 
 #ifdef BAD_UNDEFINED
