@@ -157,7 +157,7 @@ static const struct {
     struct hvx_device_ops known;
     void (*later[3])(void);
 } longer = {.known = {.size = sizeof(longer), .n_types = sizeof(types) / sizeof(types[0]), .types = types}};
-#define ops longer.known
+#define OPS &longer.known
 #else
 static const struct hvx_device_ops ops = {.size = sizeof(ops), .n_types = sizeof(types) / sizeof(types[0]), .types = types};
 #endif
@@ -178,6 +178,10 @@ __attribute__((visibility("default"))) void calls_it(void) { a_function_that_nob
 #define FAMILY HVX_FAMILY_DEVICE
 #endif
 static const char *const capabilities[] = {"sampling", "nothing-else", NULL};
+
+#ifndef OPS
+#define OPS &ops
+#endif
 
 /* By hand rather than by HVX_PLUGIN_DEFINE, so that each field can be wrong. */
 #define GLUE(a, b) a##b
@@ -206,7 +210,7 @@ __attribute__((visibility("default"))) const struct hvx_plugin SYMBOL(NAME) = {
 #endif
     .fini = sample_fini,
 #ifndef BAD_OPS
-    .ops = &ops,
+    .ops = OPS,
 #endif
 #ifdef OVERRIDE
     OVERRIDE, /* such as -DOVERRIDE=.magic=7; the last initialiser wins */
