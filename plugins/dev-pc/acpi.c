@@ -24,6 +24,13 @@
 #define FADT_DSDT 40u
 #define FADT_X_DSDT 140u
 #define FADT_BYTES 244u
+#define FADT_PM1_EVENT 56u
+#define FADT_PM1_CONTROL 64u
+#define FADT_PM_TIMER 76u
+#define FADT_X_PM1_EVENT 148u
+#define FADT_X_PM1_CONTROL 172u
+#define FADT_X_PM_TIMER 208u
+#define GAS_ADDRESS 4u
 #define FADT_FLAGS ((1u << 0) /* WBINVD */ | (1u << 2) /* C1 */ | (1u << 5) /* no fixed sleep button */ | \
                     (1u << 6) /* RTC is no fixed wake event */ | (1u << 10) /* reset register */)
 #define FADT_BOOT_ARCH 0x0003u /* legacy devices, 8042 */
@@ -128,10 +135,9 @@ static void gas_io(struct pc_buf *b, uint8_t bits, uint8_t access, uint64_t port
     pc_buf_u64(b, port);
 }
 
-static size_t fadt(struct pc *pc, struct acpi_files *f, size_t facs_at, size_t dsdt_at)
+static size_t fadt(struct acpi_files *f, size_t facs_at, size_t dsdt_at)
 {
     struct pc_buf *b = &f->tables;
-    (void)pc;
     pc_buf_align(b, 16);
     size_t start = b->len;
     acpi_header(b, "FACP", 3);
@@ -190,6 +196,18 @@ static size_t fadt(struct pc *pc, struct acpi_files *f, size_t facs_at, size_t d
     loader_pointer(&f->loader, TABLES_FILE, start + FADT_X_DSDT, 8);
     loader_table_checksum(f, start);
     return start;
+}
+
+/* SeaBIOS puts the block at PC_PM_BASE, OVMF elsewhere. Checksums are the loader script's business. */
+void acpi_pm_base_changed(struct pc *pc, uint32_t base)
+{
+    static const struct {
+        uint32_t field, offset;
+    } fields[] = {{FADT_PM1_EVENT, 0}, {FADT_PM1_CONTROL, 4}, {FADT_PM_TIMER, 8}, {FADT_X_PM1_EVENT + GAS_ADDRESS, 0},
+                  {FADT_X_PM1_CONTROL + GAS_ADDRESS, 4}, {FADT_X_PM_TIMER + GAS_ADDRESS, 8}};
+    struct pc_buf *b = pc->fw_cfg ? fw_cfg_file(pc->fw_cfg, TABLES_FILE) : NULL;
+    for (unsigned i = 0; b && i < sizeof(fields) / sizeof(fields[0]); i++)
+        put_u32(b, pc->fadt_at + fields[i].field, base + fields[i].offset);
 }
 
 static void madt_override(struct pc_buf *b, uint8_t irq, uint32_t gsi, uint16_t flags)
@@ -316,7 +334,7 @@ int acpi_build(struct pc *pc, struct acpi_files *out, struct hvx_error *err)
     size_t dsdt_at = out->tables.len;
     acpi_dsdt(pc, &out->tables);
     loader_table_checksum(out, dsdt_at);
-    at[n++] = fadt(pc, out, facs_at, dsdt_at);
+    out->fadt_at = at[n++] = fadt(out, facs_at, dsdt_at);
     at[n++] = madt(pc, out);
     if (pc->conf.hpet)
         at[n++] = hpet_table(out);

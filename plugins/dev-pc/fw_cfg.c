@@ -232,7 +232,7 @@ int fw_cfg_add_file(struct fw_cfg *f, const char *name, const void *data, size_t
     return rc;
 }
 
-const struct pc_buf *fw_cfg_file(const struct fw_cfg *f, const char *name)
+struct pc_buf *fw_cfg_file(struct fw_cfg *f, const char *name)
 {
     for (unsigned i = 0; i < f->n_items; i++)
         if (f->item[i].name[0] && strcmp(f->item[i].name, name) == 0)

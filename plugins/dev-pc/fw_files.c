@@ -84,6 +84,7 @@ static int add_acpi(struct pc *pc, struct hvx_error *err)
     int rc = acpi_build(pc, &a, err);
     if (rc)
         return rc;
+    pc->fadt_at = a.fadt_at;
     rc = fw_cfg_take_file(pc->fw_cfg, "etc/acpi/rsdp", &a.rsdp, err);
     if (rc == 0)
         rc = fw_cfg_take_file(pc->fw_cfg, "etc/acpi/tables", &a.tables, err);

@@ -85,6 +85,7 @@ struct pc {
     struct hvx_vm *vm;
     struct hvx_guest_info info;
     struct pc_config conf;
+    size_t fadt_at; /* in etc/acpi/tables */
     bool direct; /* a kernel is started without firmware */
     struct pc_buf kernel, initrd; /* its files */
 
@@ -236,7 +237,7 @@ HVX_WUR int fw_cfg_add_item(struct fw_cfg *f, uint16_t key, const void *data, si
 HVX_WUR int fw_cfg_add_file(struct fw_cfg *f, const char *name, const void *data, size_t n, struct hvx_error *err);
 HVX_WUR int fw_cfg_take_file(struct fw_cfg *f, const char *name, struct pc_buf *b, struct hvx_error *err);
 /* The bytes of a file, for the linker script run here; NULL when absent. */
-const struct pc_buf *fw_cfg_file(const struct fw_cfg *f, const char *name);
+struct pc_buf *fw_cfg_file(struct fw_cfg *f, const char *name);
 
 /* --- fw_files.c: all that firmware asks for -------------------------------- */
 HVX_WUR int fw_files_create(struct pc *pc, struct hvx_error *err);
@@ -251,9 +252,12 @@ unsigned pc_e820(const struct pc *pc, struct pc_e820 out[PC_E820_MAX], bool low_
 /* --- acpi.c, acpi_dsdt.c, smbios.c ---------------------------------------- */
 struct acpi_files {
     struct pc_buf tables, rsdp, loader;
+    size_t fadt_at; /* in tables */
 };
 HVX_WUR int acpi_build(struct pc *pc, struct acpi_files *out, struct hvx_error *err);
 void acpi_files_free(struct acpi_files *f);
+/* Firmware moved the PM block: the FADT that it is going to read says where to. */
+void acpi_pm_base_changed(struct pc *pc, uint32_t base);
 void acpi_header(struct pc_buf *b, const char sig[4], uint8_t revision); /* 36 bytes, length and sum open */
 void acpi_finish(struct pc_buf *b, size_t start);
 void acpi_dsdt(struct pc *pc, struct pc_buf *out);

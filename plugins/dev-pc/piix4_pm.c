@@ -251,6 +251,8 @@ static void map_blocks(struct piix4_pm *p)
     uint64_t smb = config32(p, PIIX4_SMBBASE) & 0xfff0;
     bool pm_on = (config[PIIX4_PMREGMISC] & 1) && pm;
     bool smb_on = (config[PIIX4_SMBHSTCFG] & 1) && smb;
+    if (pm_on)
+        acpi_pm_base_changed(p->pc, (uint32_t)pm);
     p->pc->host->region_move(p->pc->vm, p->pm_region, pm_on ? pm : ~0ull);
     p->pc->host->region_move(p->pc->vm, p->smb_region, smb_on ? smb : ~0ull);
 }

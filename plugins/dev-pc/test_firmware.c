@@ -319,6 +319,24 @@ static void acpi_tables_sum_up_and_agree_with_the_board(void **state)
     free(l.rsdp);
 }
 
+static void fadt_follows_the_pm_block(void **state)
+{
+    struct board *b = *state;
+    struct loaded l;
+    uint32_t n, v;
+    board_cfg_write(b, 0x0b, 0x40, 4, 0xb001); /* as OVMF does */
+    board_cfg_write(b, 0x0b, 0x80, 1, 1);
+    load_tables(b, &l);
+    const uint8_t *fadt = table(&l, "FACP", &n);
+    assert_int_equal(sum(fadt, n), 0);
+    memcpy(&v, fadt + 64, 4);
+    assert_int_equal(v, 0xb004);
+    memcpy(&v, fadt + 212, 4);
+    assert_int_equal(v, 0xb008);
+    free(l.tables);
+    free(l.rsdp);
+}
+
 /* The disassembler as a second opinion on the AML, where it is installed. */
 static void dsdt_disassembles(void **state)
 {
@@ -466,7 +484,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(functions_of_the_board), T(configuration_address_needs_a_dword), T(pam_switches_between_rom_and_ram),
         T(pirq_routing_follows_its_registers), T(cmos_tells_memory_and_processors), T(fw_cfg_by_ports),
-        T(fw_cfg_by_dma), T(acpi_tables_sum_up_and_agree_with_the_board), T(dsdt_disassembles),
+        T(fw_cfg_by_dma), T(acpi_tables_sum_up_and_agree_with_the_board), T(fadt_follows_the_pm_block), T(dsdt_disassembles),
         T(smbios_structures_follow_one_another), cmocka_unit_test(missing_firmware_is_named),
         cmocka_unit_test(every_failure_at_creation_cleans_up), T(state_survives_the_round_trip),
     };
