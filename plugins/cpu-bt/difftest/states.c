@@ -411,15 +411,25 @@ bool state_fits(const struct instance *seq, unsigned n, const struct instance *i
     return !((b | x) & written) && !(b & (bases | indices)) && !(x & bases);
 }
 
+static bool uses_x87(const struct instance *in)
+{
+    if (in->insn.meta.category == ZYDIS_CATEGORY_X87_ALU)
+        return true;
+    for (unsigned i = 0; i < in->insn.operand_count; i++)
+        if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(in->op[i].reg.value) == ZYDIS_REGCLASS_MMX)
+            return true;
+    return false;
+}
+
 bool state_random(const struct instance *in, unsigned n, struct rng *r, uint8_t *block)
 {
     uint64_t gpr[16], flags, target = in->ip | (mode32 ? (uint64_t)SEL_CODE32 << 32 : 0), ea;
 
     random_xsave(r, block + B_XSAVE);
-    /* With an exception unmasked the store does not happen; whether its page is
-     * looked at before is not the same here and there. */
+    /* With an exception unmasked, or pending, a memory access of the x87 or MMX does
+     * not happen; whether its page is looked at before is not the same here and there. */
     for (unsigned k = 0; k < n; k++) {
-        if (in[k].form->mem && in[k].insn.meta.category == ZYDIS_CATEGORY_X87_ALU)
+        if (in[k].form->mem && uses_x87(&in[k]))
             block[B_XSAVE] |= 0x3f;
         if (in[k].form->mem && in[k].insn.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH)
             block[B_XSAVE + 24] |= 0x80, block[B_XSAVE + 25] |= 0x1f;
