@@ -166,7 +166,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
             run(data + HEAD, n - HEAD, seed);
         return 0;
     }
-    qcow2_cache_limit = data[0] & 2 ? 0 : UINT64_MAX;
+    qcow2_cache_limit = data[0] & 2 ? 0 : 256u << 10;
     unsigned g = data[1] % N_GEOMETRIES;
     if (!bases[g].data)
         make_base(g);
