@@ -13,7 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 #include <x86intrin.h>
 
 const char *hvx_vm_event_name(enum hvx_vm_event e)
@@ -291,6 +293,10 @@ static void *loop_main(void *arg)
     struct hvx_vm *vm = arg;
 
     pthread_setname_np(pthread_self(), "devices");
+    /* On a busy host vCPUs that compute would keep this thread from its timers,
+     * and guests that count ticks against the TSC give up. It does little, so
+     * it may go first; where that is not permitted nothing is lost. */
+    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), -10);
     hvx_loop_run(vm->loop);
     return NULL;
 }
