@@ -80,7 +80,7 @@ static void linux_by_the_32_bit_protocol(void **state)
 {
     (void)state;
     uint8_t image[SETUP_BYTES + CODE_BYTES], initrd[10000];
-    struct files f = {{0}};
+    struct files f = {.kernel = ""};
     struct board b;
     struct hvx_error err = {0};
     make_bzimage(image);
@@ -135,7 +135,7 @@ static void linux_by_the_32_bit_protocol(void **state)
 
 static void expect_refusal(const void *image, size_t n, const char *word)
 {
-    struct files f = {{0}};
+    struct files f = {.kernel = ""};
     struct board b;
     struct hvx_error err = {0};
     write_file(f.kernel, image, n);
@@ -198,7 +198,7 @@ static void multiboot_elf_with_a_module(void **state)
 {
     (void)state;
     uint8_t *image = malloc(ELF_BYTES);
-    struct files f = {{0}};
+    struct files f = {.kernel = ""};
     struct board b;
     struct hvx_error err = {0};
     make_elf(image);
@@ -233,7 +233,7 @@ static void multiboot_with_its_own_addresses(void **state)
 {
     (void)state;
     uint8_t *image = calloc(1, ELF_BYTES);
-    struct files f = {{0}};
+    struct files f = {.kernel = ""};
     struct board b;
     struct hvx_error err = {0};
     /* header at 0x40 of the file, loaded at 0x300040; file from 0x20 on; bss */
@@ -256,7 +256,7 @@ static void bad_elf_files_do_not_start(void **state)
     (void)state;
     uint8_t *image = malloc(ELF_BYTES);
     for (unsigned kind = 0; kind < 6; kind++) {
-        struct files f = {{0}};
+        struct files f = {.kernel = ""};
         struct board b;
         struct hvx_error err = {0};
         Elf32_Phdr *p = make_elf(image);
