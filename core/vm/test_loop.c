@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -169,6 +170,79 @@ static void a_timer_may_set_itself_again(void **state)
     hvx_loop_destroy(k.l);
 }
 
+static void *run_loop(void *opaque)
+{
+    hvx_loop_run(opaque);
+    return NULL;
+}
+
+struct racer {
+    struct hvx_loop *l;
+    struct hvx_timer *t;
+    sem_t fired;
+    uint64_t seed;
+    bool lost, early;
+    uint64_t deadline_ns;
+};
+
+static void racer_fired(void *opaque)
+{
+    struct racer *r = opaque;
+
+    if (now_ns() < r->deadline_ns)
+        r->early = true;
+    sem_post(&r->fired);
+}
+
+/* Sets, moves earlier or later, waits; again. */
+static void *race(void *opaque)
+{
+    struct racer *r = opaque;
+
+    for (unsigned i = 0; i < 1500 && !r->lost; i++) {
+        struct timespec limit;
+        r->seed = r->seed * 6364136223846793005u + 1442695040888963407u;
+        hvx_loop_lock(r->l); /* as devices do; also keeps deadline_ns and the timer together */
+        if (i & 1)
+            hvx_timer_set(r->t, now_ns() + (r->seed >> 40) % 3000000);
+        r->deadline_ns = now_ns() + (r->seed >> 20) % 300000;
+        hvx_timer_set(r->t, r->deadline_ns);
+        hvx_loop_unlock(r->l);
+        clock_gettime(CLOCK_REALTIME, &limit);
+        limit.tv_sec += 30;
+        r->lost = sem_timedwait(&r->fired, &limit) < 0;
+    }
+    return NULL;
+}
+
+static void no_timer_is_lost_when_many_threads_set_them(void **state)
+{
+    struct racer r[6];
+    pthread_t t[6], loop_thread;
+    struct hvx_loop *l = loop_new();
+
+    (void)state;
+    pthread_create(&loop_thread, NULL, run_loop, l);
+    for (unsigned i = 0; i < 6; i++) {
+        memset(&r[i], 0, sizeof(r[i]));
+        r[i].l = l;
+        r[i].seed = i;
+        sem_init(&r[i].fired, 0, 0);
+        hvx_loop_timer_new(l, racer_fired, &r[i], &r[i].t);
+        pthread_create(&t[i], NULL, race, &r[i]);
+    }
+    for (unsigned i = 0; i < 6; i++) {
+        pthread_join(t[i], NULL);
+        assert_false(r[i].lost);
+        assert_false(r[i].early);
+    }
+    hvx_loop_stop(l);
+    pthread_join(loop_thread, NULL);
+    for (unsigned i = 0; i < 6; i++)
+        hvx_timer_del(r[i].t);
+    hvx_loop_destroy(l);
+}
+
 struct pipe_test {
     struct hvx_loop *l;
     struct hvx_watch *w;
@@ -230,12 +304,6 @@ static void must_live(void *opaque, int fd, bool r, bool w)
     assert_false(deleted);
 }
 
-static void *run_loop(void *opaque)
-{
-    hvx_loop_run(opaque);
-    return NULL;
-}
-
 static void a_watch_deleted_by_another_thread_is_silent(void **state)
 {
     (void)state;
@@ -269,6 +337,7 @@ int main(void)
         cmocka_unit_test(unposted_calls_do_not_run),
         cmocka_unit_test(timers_fire_by_deadline_and_never_early),
         cmocka_unit_test(a_timer_may_set_itself_again),
+        cmocka_unit_test(no_timer_is_lost_when_many_threads_set_them),
         cmocka_unit_test(a_watch_reports_and_can_be_deleted_inside),
         cmocka_unit_test(a_watch_deleted_by_another_thread_is_silent),
     };
