@@ -123,6 +123,23 @@ static void commit(struct bt_vcpu *c, const struct gate *g, unsigned cpl)
     sys_mode_cs(c, was64);
 }
 
+/* v[0] is pushed first. A kernel stack is plain memory and the frame lies in
+ * one page nearly always: one look-up instead of six. */
+static void push_frame(struct bt_vcpu *c, struct sys_stack *k, const uint64_t *v, unsigned n)
+{
+    uint64_t lin = k->sp - 8 * n, *p = NULL;
+    if ((lin & 0xfff) + 8 * n <= 4096 && sys_canonical(lin) && sys_canonical(k->sp - 1))
+        p = bt_host_ptr(c, lin, 8 * n, k->acc | BT_ACC_WRITE);
+    if (!p) {
+        for (unsigned i = 0; i < n; i++)
+            sys_push(c, k, 8, v[i]);
+        return;
+    }
+    for (unsigned i = 0; i < n; i++)
+        p[n - 1 - i] = v[i];
+    k->sp = lin;
+}
+
 /* Long mode always pushes SS:RSP on a 16-byte aligned frame. */
 static void deliver_long(struct bt_vcpu *c, const struct event *e, struct gate *g)
 {
@@ -141,13 +158,9 @@ static void deliver_long(struct bt_vcpu *c, const struct event *e, struct gate *
     }
     sys_check_rip(c, g->d, g->off, e->ext);
     k.sp &= ~15ull;
-    sys_push(c, &k, 8, c->seg[BT_SS].selector);
-    sys_push(c, &k, 8, c->gpr[BT_RSP]);
-    sys_push(c, &k, 8, e->flags);
-    sys_push(c, &k, 8, c->seg[BT_CS].selector);
-    sys_push(c, &k, 8, e->ret);
-    if (e->has_error)
-        sys_push(c, &k, 8, e->error);
+    const uint64_t frame[6] = {c->seg[BT_SS].selector, c->gpr[BT_RSP], e->flags, c->seg[BT_CS].selector, e->ret,
+                               e->error};
+    push_frame(c, &k, frame, e->has_error ? 6 : 5);
     sys_set_accessed(c, g->sel, g->d);
     c->gpr[BT_RSP] = k.sp;
     if (inner)

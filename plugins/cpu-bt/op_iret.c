@@ -133,6 +133,17 @@ static void commit_rsp(struct bt_vcpu *c, uint64_t sp, uint32_t pop)
         c->gpr[BT_RSP] = (c->gpr[BT_RSP] & ~0xffffull) | ((sp + pop) & 0xffff);
 }
 
+/* IRETQ's frame in one look-up when it lies in one page of plain memory. */
+static bool read_frame64(struct bt_vcpu *c, const struct sys_stack *k, uint64_t v[5])
+{
+    if ((k->sp & 0xfff) + 40 > 4096 || !sys_canonical(k->sp) || !sys_canonical(k->sp + 39))
+        return false;
+    const uint8_t *p = bt_host_ptr(c, k->sp, 40, k->acc);
+    for (unsigned i = 0; p && i < 5; i++)
+        v[i] = sys_get64(p + 8 * i);
+    return p != NULL;
+}
+
 void sys_return_protected(struct bt_vcpu *c, unsigned opsize, uint32_t pop, bool iret)
 {
     struct sys_stack k;
@@ -140,10 +151,12 @@ void sys_return_protected(struct bt_vcpu *c, unsigned opsize, uint32_t pop, bool
     uint64_t sp = 0, ssd = 0;
 
     sys_stack_current(c, &k, 0);
-    uint64_t ip = sys_pop(c, &k, opsize);
-    uint32_t cs = (uint32_t)sys_pop(c, &k, opsize) & 0xffff;
+    uint64_t frame[5] = {0};
+    bool whole = iret && opsize == 8 && k.flat64 && read_frame64(c, &k, frame);
+    uint64_t ip = whole ? frame[0] : sys_pop(c, &k, opsize);
+    uint32_t cs = (uint32_t)(whole ? frame[1] : sys_pop(c, &k, opsize)) & 0xffff;
     if (iret) {
-        flags = (uint32_t)sys_pop(c, &k, opsize);
+        flags = (uint32_t)(whole ? frame[2] : sys_pop(c, &k, opsize));
         if (opsize == 4 && (flags & BT_VM) && c->cpl == 0 && !bt_long_mode(c)) {
             return_to_v86(c, &k, (uint32_t)ip, cs, flags);
             return;
@@ -154,8 +167,8 @@ void sys_return_protected(struct bt_vcpu *c, unsigned opsize, uint32_t pop, bool
     bool outer = rpl != c->cpl, stack = outer || (iret && bt_code64(c));
     k.sp = (k.sp + pop) & k.mask;
     if (stack) {
-        sp = sys_pop(c, &k, opsize);
-        ss = (uint32_t)sys_pop(c, &k, opsize) & 0xffff;
+        sp = whole ? frame[3] : sys_pop(c, &k, opsize);
+        ss = (uint32_t)(whole ? frame[4] : sys_pop(c, &k, opsize)) & 0xffff;
         ssd = check_return_ss(c, ss, d, rpl);
     }
     sys_check_rip(c, d, ip, 0);

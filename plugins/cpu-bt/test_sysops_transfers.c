@@ -467,23 +467,27 @@ static void v86_delivery_and_return(void **s)
 static void long_mode_delivery(void **s)
 {
     (void)s;
-    bench_long(3);
-    idt64(14, S_CODE64, 0x12345678, SYS_INT32, 0, 0);
-    C->gpr[BT_RSP] = STACK3 - 3;
-    OK(bt_deliver(C, 14, false, true, 7));
-    assert_int_equal(C->gpr[BT_RSP], STACK0 - 48);
-    assert_int_equal(stack(0, 8), 7);
-    assert_int_equal(stack(1, 8), 0x1000);
-    assert_int_equal(stack(2, 8), S_CODE64_3);
-    assert_int_equal(stack(3, 8), BT_RF | 2);
-    assert_int_equal(stack(4, 8), STACK3 - 3);
-    assert_int_equal(stack(5, 8), S_DATA3);
-    assert_int_equal(C->seg[BT_SS].selector, 0);
-    C->gpr[BT_RSP] += 8;
-    OK(bt_op_iret(C, &B.op));
-    assert_int_equal(C->gpr[BT_RSP], STACK3 - 3);
-    assert_int_equal(C->cpl, 3);
-    assert_int_equal(C->seg[BT_SS].selector, S_DATA3);
+    for (unsigned split = 0; split < 2; split++) { /* the frame in one page of memory, or not */
+        bench_long(3);
+        if (split)
+            B.no_ptr_page = STACK0 - 0x1000;
+        idt64(14, S_CODE64, 0x12345678, SYS_INT32, 0, 0);
+        C->gpr[BT_RSP] = STACK3 - 3;
+        OK(bt_deliver(C, 14, false, true, 7));
+        assert_int_equal(C->gpr[BT_RSP], STACK0 - 48);
+        assert_int_equal(stack(0, 8), 7);
+        assert_int_equal(stack(1, 8), 0x1000);
+        assert_int_equal(stack(2, 8), S_CODE64_3);
+        assert_int_equal(stack(3, 8), BT_RF | 2);
+        assert_int_equal(stack(4, 8), STACK3 - 3);
+        assert_int_equal(stack(5, 8), S_DATA3);
+        assert_int_equal(C->seg[BT_SS].selector, 0);
+        C->gpr[BT_RSP] += 8;
+        OK(bt_op_iret(C, &B.op));
+        assert_int_equal(C->gpr[BT_RSP], STACK3 - 3);
+        assert_int_equal(C->cpl, 3);
+        assert_int_equal(C->seg[BT_SS].selector, S_DATA3);
+    }
     /* IST from level 0: aligned, SS stays */
     bench_long(0);
     idt64(2, S_CODE64, 0x9000, SYS_INT32, 0, 1);
