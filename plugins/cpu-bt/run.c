@@ -399,6 +399,7 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
     }
     if (atomic_load(&c->pending) & ~(BT_PEND_IRQ | BT_PEND_NMI))
         return 0;
+    jc_check(c, c->cpl == 3); /* an exception or interrupt may have changed the mode */
     uint32_t mode = c->mode;
     bool special = c->force_careful || c->force_single || c->shadow;
     if (c->force_careful || c->bp_data)

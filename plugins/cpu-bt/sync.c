@@ -11,6 +11,7 @@
 #include "cache.h"
 #include "phys.h"
 #include <stdlib.h>
+#include <sys/syscall.h>
 
 #define QUEUE 64
 struct bt_syncq {
@@ -68,10 +69,15 @@ void bt_sync_request(struct bt_vm *vm, struct bt_vcpu *self, uint64_t mask, unsi
     for (uint64_t m = mask; m; m &= m - 1) {
         unsigned i = (unsigned)__builtin_ctzll(m);
         struct bt_syncq *q = &vm->syncq[i];
+        unsigned spins = 0;
         while (atomic_load(&q->done) < seq[i] && !atomic_load(&vm->vcpu[i]->quiescent)) {
             if (self && (atomic_load(&self->pending) & BT_PEND_SYNC))
                 bt_sync_process(self);
             __builtin_ia32_pause();
+            if (++spins % 512 == 0) { /* its thread may not even be running: vCPUs can outnumber host CPUs */
+                long nr = SYS_sched_yield;
+                __asm__ volatile("syscall" : "+a"(nr) : : "rcx", "r11", "memory");
+            }
         }
     }
 }
