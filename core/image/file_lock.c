@@ -13,6 +13,7 @@
 #include "core/image/file.h"
 
 #include <fcntl.h>
+#include <time.h>
 
 enum { PERM_READ = 0, PERM_WRITE = 1, PERM_RESIZE = 3 };
 enum { BASE_USE = 100, BASE_DENY = 200 };
@@ -32,6 +33,19 @@ static int held_by_other(int fd, off_t byte)
     return fl.l_type != F_UNLCK;
 }
 
+/* A user that was killed a moment ago may still be going: the kernel gives its
+ * locks back when the last transfer that it had under way is done. */
+static bool stays_held(int fd, off_t byte)
+{
+    struct timespec pause = {0, 25000000};
+    for (unsigned i = 0; i < 20; i++) {
+        if (held_by_other(fd, byte) != 1)
+            return false;
+        nanosleep(&pause, NULL);
+    }
+    return true;
+}
+
 int hvx_file_lock(int fd, bool write, const char *name, struct hvx_error *err)
 {
     static const int writer_uses[] = {PERM_READ, PERM_WRITE, PERM_RESIZE};
@@ -49,14 +63,14 @@ int hvx_file_lock(int fd, bool write, const char *name, struct hvx_error *err)
                             strerror(-r));
     }
     for (unsigned i = 0; i < n_uses; i++) {
-        if (held_by_other(fd, BASE_DENY + writer_uses[i]) == 1)
+        if (stays_held(fd, BASE_DENY + writer_uses[i]))
             return hvx_fail(err, -EAGAIN,
                             "%s is in use by another virtual machine or tool, which does not allow %s. Stop it (`hvx ps` "
                             "lists VMs, `fuser %s` finds others), or use a copy, an overlay (hvx image create -b) or "
                             "snapshot=on", name, writer_uses[i] == PERM_READ ? "reading" : "writing", name);
     }
     for (unsigned i = 0; i < 2; i++) {
-        if (held_by_other(fd, BASE_USE + denied[i]) == 1)
+        if (stays_held(fd, BASE_USE + denied[i]))
             return hvx_fail(err, -EAGAIN,
                             "%s is being written by another virtual machine or tool. Stop it (`hvx ps` lists VMs, `fuser "
                             "%s` finds others) and try again; two users would destroy the image", name, name);
