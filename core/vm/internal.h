@@ -109,6 +109,10 @@ void hvx_log_set_level(int level);
 HVX_PRINTF(3, 4) void hvx_vm_guest_event(struct hvx_vm *vm, const char *what, const char *fmt, ...);
 uint64_t hvx_clock_ns(void);
 
+/* state.c */
+/* Wait until no device has requests under way; with vCPUs paused, the loop running. */
+void hvx_vm_settle(struct hvx_vm *vm);
+
 /* irq.c */
 void hvx_vm_irq_set(struct hvx_vm *vm, unsigned gsi, bool level);
 void hvx_vm_irq_count(struct hvx_vm *vm, unsigned gsi, int delta);

@@ -126,7 +126,7 @@ static int all_sections(struct hvx_vm *vm, FILE *f, bool saving, struct hvx_erro
     return r;
 }
 
-static void settle(struct hvx_vm *vm)
+void hvx_vm_settle(struct hvx_vm *vm)
 {
     bool busy;
 
@@ -149,7 +149,7 @@ int hvx_vm_save_devices(struct hvx_vm *vm, FILE *f, struct hvx_error *err)
     int r;
 
     hvx_vm_pause(vm);
-    settle(vm);
+    hvx_vm_settle(vm);
     hvx_loop_lock(vm->loop);
     r = hvx_state_write_header(f, err);
     if (r == 0)

@@ -284,6 +284,7 @@ static void reset_paused(struct hvx_vm *vm)
 void hvx_vm_reset(struct hvx_vm *vm)
 {
     hvx_vm_pause(vm);
+    hvx_vm_settle(vm); /* or disk reads in flight land in the RAM of the next boot */
     reset_paused(vm);
     hvx_vm_resume(vm);
 }
@@ -327,10 +328,14 @@ void hvx_vm_stop(struct hvx_vm *vm)
 {
     hvx_vm_vcpus_stop(vm);
     if (vm->loop_running) {
-        /* Completions need the loop; afterwards nothing is in flight. */
+        /* Afterwards nothing is in flight. With the lock: this thread now
+         * reaps completions, which devices expect under it, and the loop
+         * thread must not do so at the same time. */
+        hvx_loop_lock(vm->loop);
         for (unsigned i = 0; i < vm->n_blk; i++)
             if (hvx_blk_drain(vm->blk[i].p) < 0)
                 hvx_log(HVX_LOG_ERROR, vm->blk[i].id, "the last writes could not be made durable");
+        hvx_loop_unlock(vm->loop);
         hvx_loop_stop(vm->loop);
         pthread_join(vm->loop_thread, NULL);
         vm->loop_running = false;
