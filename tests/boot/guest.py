@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
+import sys
 import time
 
 import vm
@@ -30,12 +30,17 @@ def master_disk(flavour):
 
 @contextlib.contextmanager
 def scratch_disk(flavour):
-    """A copy of the master disk that may be written to, in a folder that goes away."""
-    master = master_disk(flavour)
-    with tempfile.TemporaryDirectory(prefix="hvx-test-", dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
-        path = os.path.join(folder, flavour + ".qcow2")
-        subprocess.run(["cp", "--reflink=auto", "--sparse=always", master, path], check=True)
+    """A disk over the master disk that may be written to and goes away. It lies beside the master: HVX follows backing
+    names only inside an image's own folder."""
+    master = os.path.realpath(master_disk(flavour))
+    path = os.path.join(os.path.dirname(master), "scratch-%s-%d.qcow2" % (flavour, os.getpid()))
+    subprocess.run([sys.executable, os.path.join(vm.TESTS, "guest", "raw2qcow2.py"), "--overlay", master, path], check=True)
+    try:
         yield path
+    finally:
+        for name in (path, path + ".raw", path + ".c", path + ".x"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
 
 
 def fsck(disk):

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """raw2qcow2.py RAW QCOW2: writes a sparse raw disk as qcow2 version 3.
+raw2qcow2.py --overlay BASE QCOW2: writes an empty qcow2 over the qcow2 BASE, which must lie in the same folder.
 
 Its own small writer on purpose: the tests then read an image that neither HVX nor QEMU wrote. Format: QEMU's
 docs/interop/qcow2.txt. Clusters of 64 KiB, refcounts of 16 bits, holes and zero clusters are left unallocated.
@@ -80,7 +81,35 @@ def convert(raw_path, qcow2_path):
         out.write(struct.pack(">II", 0, 0))  # end of header extensions
 
 
+def overlay(base_path, qcow2_path):
+    if os.path.dirname(os.path.abspath(base_path)) != os.path.dirname(os.path.abspath(qcow2_path)):
+        sys.exit("raw2qcow2.py: %s must lie in the folder of %s" % (qcow2_path, base_path))
+    with open(base_path, "rb") as f:
+        head = f.read(32)
+    if head[:4] != b"QFI\xfb":
+        sys.exit("raw2qcow2.py: %s is no qcow2 image" % base_path)
+    size = struct.unpack(">Q", head[24:32])[0]
+    n_l2 = -(-size // (CLUSTER * L2_ENTRIES))
+    l1_clusters = -(-n_l2 * 8 // CLUSTER)
+    name = os.path.basename(base_path).encode()
+    extensions = struct.pack(">II8s", 0xe2792aca, 5, b"qcow2") + struct.pack(">II", 0, 0)  # format of the base; end
+    # Clusters: header, level 1 table, refcount block, refcount table.
+    total = 1 + l1_clusters + 2
+    with open(qcow2_path, "xb") as out:
+        out.write(struct.pack(">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 104 + len(extensions), len(name), CLUSTER_BITS, size, 0,
+                              n_l2, CLUSTER, (total - 1) * CLUSTER, 1, 0, 0, 0, 0, 0, 4, 104))
+        out.write(extensions + name)
+        out.seek((total - 2) * CLUSTER)
+        out.write(struct.pack(">%dH" % total, *[1] * total))
+        out.seek((total - 1) * CLUSTER)
+        out.write(struct.pack(">Q", (total - 2) * CLUSTER))
+        out.truncate(total * CLUSTER)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) == 4 and sys.argv[1] == "--overlay":
+        overlay(sys.argv[2], sys.argv[3])
+    elif len(sys.argv) == 3:
+        convert(sys.argv[1], sys.argv[2])
+    else:
         sys.exit(__doc__)
-    convert(sys.argv[1], sys.argv[2])

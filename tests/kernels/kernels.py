@@ -51,7 +51,7 @@ def main():
     folder = kernel_folder()
     names = [n if "." in n else n + (".img" if n == "realmode" else ".elf") for n in sys.argv[1:]]
     if not names:
-        names = sorted(n for n in os.listdir(folder) if n.endswith((".elf", ".img")))
+        names = sorted(n for n in os.listdir(folder) if n.startswith(("t32", "t64", "realmode")) and n.endswith((".elf", ".img")))
     tap = vm.Tap()
     for name in names:
         run(tap, folder, name)
