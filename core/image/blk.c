@@ -418,7 +418,8 @@ static void finish(struct io *io)
         to_worker(io);
         return;
     }
-    if (!io->result && req->op == HVX_BLK_WRITE && (req->flags & HVX_BLK_FUA) && io->op == HVX_BLK_WRITE && !b->unsafe) {
+    if (!io->result && req->op == HVX_BLK_WRITE && (req->flags & HVX_BLK_FUA) && io->op == HVX_BLK_WRITE &&
+        !b->unsafe) {
         io->op = HVX_BLK_FLUSH; /* same request, second stage */
         to_worker(io);
         return;
@@ -499,8 +500,10 @@ static int start_ring(struct hvx_blk *b, const char *aio, const char *path, stru
     if (!r)
         b->ring_ok = true;
     else if (aio)
-        return hvx_fail(err, r, "disk %s: the kernel refuses io_uring (%s). See the sysctl kernel.io_uring_disabled and the "
-                        "container's seccomp profile, or use aio=threads", path, strerror(-r));
+        return hvx_fail(err, r,
+                        "disk %s: the kernel refuses io_uring (%s). See the sysctl kernel.io_uring_disabled and the "
+                        "container's seccomp profile, or use aio=threads",
+                        path, strerror(-r));
     return 0;
 }
 
@@ -510,8 +513,10 @@ static int open_image(const struct hvx_blk_open *p, struct hvx_image **out, stru
     if (p->cache && !direct && !unsafe && strcmp(p->cache, "writeback"))
         return hvx_fail(err, -EINVAL, "disk %s: cache=%s is unknown; use writeback, none or unsafe", p->path, p->cache);
     if (!p->format)
-        return hvx_fail(err, -EINVAL, "disk %s: say its format (format=raw or format=qcow2). It is never guessed: a guest "
-                        "could write another format's header into its disk", p->path);
+        return hvx_fail(err, -EINVAL,
+                        "disk %s: say its format (format=raw or format=qcow2). It is never guessed: a guest "
+                        "could write another format's header into its disk",
+                        p->path);
     bool write = !p->read_only && !p->cdrom;
     struct hvx_image_open o = {.path = p->path, .format = p->format, .allow_backing_outside = p->allow_backing_outside};
     o.file_flags = (direct ? HVX_FILE_DIRECT : 0) | (p->no_lock ? HVX_FILE_NO_LOCK : 0);

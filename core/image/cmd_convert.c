@@ -151,12 +151,14 @@ int hvx_image_convert(const struct hvx_image_options *o, struct hvx_error *err)
     struct hvx_file *old = NULL;
     struct hvx_image *in;
     if (!o->format || !o->out_format || !hvx_image_format(o->out_format))
-        return hvx_fail(err, -EINVAL, "say both formats, raw or qcow2: -f FORMAT of the source (it is never guessed) and -O "
+        return hvx_fail(err, -EINVAL,
+                        "say both formats, raw or qcow2: -f FORMAT of the source (it is never guessed) and -O "
                         "FORMAT of the new image");
     bool exists = !stat(to, &st), device = exists && S_ISBLK(st.st_mode);
     if (exists && !device && !o->force)
         return hvx_fail(err, -EEXIST, "%s exists; remove it first, or say --force to replace it", to);
-    struct hvx_image_open p = {.path = o->args[0], .format = o->format, .allow_backing_outside = o->allow_backing_outside};
+    struct hvx_image_open p = {
+        .path = o->args[0], .format = o->format, .allow_backing_outside = o->allow_backing_outside};
     int r = hvx_image_open(&p, &in, err);
     if (r)
         return r;

@@ -111,7 +111,8 @@ static int backing_size(const struct hvx_image_options *o, uint64_t *bytes, stru
     char path[4096];
     const char *slash = strrchr(o->args[0], '/');
     if (!o->backing_format)
-        return hvx_fail(err, -EINVAL, "say the format of the backing file with -F raw or -F qcow2; it is never guessed");
+        return hvx_fail(err, -EINVAL,
+                        "say the format of the backing file with -F raw or -F qcow2; it is never guessed");
     if (o->backing[0] == '/' || !slash)
         snprintf(path, sizeof(path), "%s", o->backing);
     else
@@ -142,7 +143,8 @@ static int create_file(const struct hvx_image_options *o, const char *format, co
     } else {
         r = f->ops->truncate(f, c->bytes);
         if (r)
-            hvx_fail(err, r, "cannot give %s a size of %llu bytes: %s", path, (unsigned long long)c->bytes, strerror(-r));
+            hvx_fail(err, r, "cannot give %s a size of %llu bytes: %s", path, (unsigned long long)c->bytes,
+                     strerror(-r));
     }
     if (!r && (r = hvx_file_flush(f)))
         hvx_fail(err, r, "cannot write %s: %s", path, strerror(-r));
@@ -240,7 +242,8 @@ static void no_warning(const char *text)
 }
 
 /* With the backing name, but without opening it. */
-static int open_alone(const struct hvx_image_options *o, unsigned file_flags, struct hvx_image **out, struct hvx_error *err)
+static int open_alone(const struct hvx_image_options *o, unsigned file_flags, struct hvx_image **out,
+                      struct hvx_error *err)
 {
     struct hvx_file *f;
     int r = hvx_file_open(o->args[0], file_flags, &f, err);
@@ -309,10 +312,11 @@ static void check_text(const struct hvx_image_check *c)
     if (!c->corruptions && !c->check_errors && !c->leaks)
         puts("No errors.");
     if (c->clusters)
-        printf("%llu of %llu clusters are stored (%.2f%%), %llu of them compressed; the file is used up to byte %llu.\n",
-               (unsigned long long)c->allocated, (unsigned long long)c->clusters,
-               100.0 * (double)c->allocated / (double)c->clusters, (unsigned long long)c->compressed,
-               (unsigned long long)c->end_bytes);
+        printf(
+            "%llu of %llu clusters are stored (%.2f%%), %llu of them compressed; the file is used up to byte %llu.\n",
+            (unsigned long long)c->allocated, (unsigned long long)c->clusters,
+            100.0 * (double)c->allocated / (double)c->clusters, (unsigned long long)c->compressed,
+            (unsigned long long)c->end_bytes);
 }
 
 static int cmd_check(const struct hvx_image_options *o, struct hvx_error *err)

@@ -64,16 +64,20 @@ int hvx_file_lock(int fd, bool write, const char *name, struct hvx_error *err)
     }
     for (unsigned i = 0; i < n_uses; i++) {
         if (stays_held(fd, BASE_DENY + writer_uses[i]))
-            return hvx_fail(err, -EAGAIN,
-                            "%s is in use by another virtual machine or tool, which does not allow %s. Stop it (`hvx ps` "
-                            "lists VMs, `fuser %s` finds others), or use a copy, an overlay (hvx image create -b) or "
-                            "snapshot=on", name, writer_uses[i] == PERM_READ ? "reading" : "writing", name);
+            return hvx_fail(
+                err, -EAGAIN,
+                "%s is in use by another virtual machine or tool, which does not allow %s. Stop it (`hvx ps` "
+                "lists VMs, `fuser %s` finds others), or use a copy, an overlay (hvx image create -b) or "
+                "snapshot=on",
+                name, writer_uses[i] == PERM_READ ? "reading" : "writing", name);
     }
     for (unsigned i = 0; i < 2; i++) {
         if (stays_held(fd, BASE_USE + denied[i]))
-            return hvx_fail(err, -EAGAIN,
-                            "%s is being written by another virtual machine or tool. Stop it (`hvx ps` lists VMs, `fuser "
-                            "%s` finds others) and try again; two users would destroy the image", name, name);
+            return hvx_fail(
+                err, -EAGAIN,
+                "%s is being written by another virtual machine or tool. Stop it (`hvx ps` lists VMs, `fuser "
+                "%s` finds others) and try again; two users would destroy the image",
+                name, name);
     }
     return 0;
 }

@@ -314,8 +314,8 @@ int hvx_file_open(const char *path, unsigned flags, struct hvx_file **out, struc
     int fd = open(path, mode, 0644);
     if (fd < 0) {
         int e = errno;
-        return hvx_fail(err, -e, "cannot open disk image %s%s: %s%s", path, flags & HVX_FILE_WRITE ? " for writing" : "",
-                        strerror(e), open_hint(e));
+        return hvx_fail(err, -e, "cannot open disk image %s%s: %s%s", path,
+                        flags & HVX_FILE_WRITE ? " for writing" : "", strerror(e), open_hint(e));
     }
     if (!(flags & HVX_FILE_NO_LOCK)) {
         int r = hvx_file_lock(fd, flags & HVX_FILE_WRITE, path, err);
@@ -344,8 +344,10 @@ int hvx_file_open_temp(unsigned flags, struct hvx_file **out, struct hvx_error *
         snprintf(name, sizeof(name), "%s/hvx-snapshot-XXXXXX", dir);
         fd = mkostemp(name, O_CLOEXEC);
         if (fd < 0)
-            return hvx_fail(err, -errno, "cannot make a temporary file for snapshot=on in %s: %s; set TMPDIR to a folder "
-                            "with room", dir, strerror(errno));
+            return hvx_fail(err, -errno,
+                            "cannot make a temporary file for snapshot=on in %s: %s; set TMPDIR to a folder "
+                            "with room",
+                            dir, strerror(errno));
         unlink(name);
         flags &= ~HVX_FILE_DIRECT;
     }

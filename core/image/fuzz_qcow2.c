@@ -27,9 +27,12 @@ static void no_warning(const char *text)
 
 /* --- images of our own ------------------------------------------------------- */
 static const struct hvx_qcow2_create geometries[] = {
-    {.bytes = 1u << 20}, {.bytes = 1u << 20, .cluster_bytes = 512}, {.bytes = 1u << 20, .version = 2, .cluster_bytes = 1024},
+    {.bytes = 1u << 20},
+    {.bytes = 1u << 20, .cluster_bytes = 512},
+    {.bytes = 1u << 20, .version = 2, .cluster_bytes = 1024},
     {.bytes = 300000 / 512 * 512, .cluster_bytes = 4096, .refcount_bits = 1},
-    {.bytes = 1u << 20, .cluster_bytes = 512, .refcount_bits = 64}, {.bytes = 1ull << 34, .cluster_bytes = 2048},
+    {.bytes = 1u << 20, .cluster_bytes = 512, .refcount_bits = 64},
+    {.bytes = 1ull << 34, .cluster_bytes = 2048},
 };
 #define N_GEOMETRIES (sizeof(geometries) / sizeof(geometries[0]))
 
@@ -74,8 +77,9 @@ static void patch(uint8_t *image, size_t n_image, unsigned g, const uint8_t *p)
     unsigned widths[] = {1, 2, 4, 8}, width = widths[p[3] & 3];
     uint64_t at = bases[g].place[p[0] % 6] + (uint64_t)(p[1] | (p[2] & 1) << 8) * width;
     if (p[3] & 4) { /* small numbers of clusters are more telling than random bits */
-        uint64_t v = htobe64(((uint64_t)p[11] << (__builtin_ctz(geometries[g].cluster_bytes ? geometries[g].cluster_bytes : 65536))) |
-                             (uint64_t)(p[4] & 0xc0) << 56 | (p[5] & 1));
+        uint64_t v = htobe64(
+            ((uint64_t)p[11] << (__builtin_ctz(geometries[g].cluster_bytes ? geometries[g].cluster_bytes : 65536))) |
+            (uint64_t)(p[4] & 0xc0) << 56 | (p[5] & 1));
         width = 8;
         if (at + 8 <= n_image)
             memcpy(image + at, &v, 8);

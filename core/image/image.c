@@ -57,8 +57,8 @@ int hvx_image_open_file(struct hvx_file *file, const char *format, unsigned flag
     struct hvx_image *img = ops ? calloc(1, sizeof(*img)) : NULL;
     if (!img) {
         int r = ops ? hvx_fail(err, -ENOMEM, "no memory to open %s", file->name)
-                    : hvx_fail(err, -EINVAL, "disk %s: unknown image format \"%s\"; known are raw and qcow2", file->name,
-                               format ? format : "");
+                    : hvx_fail(err, -EINVAL, "disk %s: unknown image format \"%s\"; known are raw and qcow2",
+                               file->name, format ? format : "");
         hvx_file_close(file);
         return r;
     }
@@ -102,9 +102,10 @@ static int resolve_backing(const struct hvx_image *img, bool allow_outside, char
     const char *name = img->backing_name;
 
     if (names_protocol(name))
-        return hvx_fail(err, -EINVAL, "disk image %s: its backing file \"%.200s\" is a network or driver specification; "
-                        "HVX opens files only. Copy the data to a file and rebase the image onto it", img->file->name,
-                        name);
+        return hvx_fail(err, -EINVAL,
+                        "disk image %s: its backing file \"%.200s\" is a network or driver specification; "
+                        "HVX opens files only. Copy the data to a file and rebase the image onto it",
+                        img->file->name, name);
     if (!realpath(img->file->name, self))
         return hvx_fail(err, -errno, "cannot resolve the path of %s: %s", img->file->name, strerror(errno));
     char *dir = dirname(self);
@@ -114,15 +115,20 @@ static int resolve_backing(const struct hvx_image *img, bool allow_outside, char
         snprintf(joined, sizeof(joined), "%s/%s", dir, name);
     if (!realpath(joined, out)) {
         int e = errno;
-        return hvx_fail(err, -e, "disk image %s needs its backing file %.300s, which cannot be found (%s); put it there or "
-                        "rebase the image (qemu-img rebase -u)", img->file->name, joined, strerror(e));
+        return hvx_fail(err, -e,
+                        "disk image %s needs its backing file %.300s, which cannot be found (%s); put it there or "
+                        "rebase the image (qemu-img rebase -u)",
+                        img->file->name, joined, strerror(e));
     }
     size_t n = strcmp(dir, "/") ? strlen(dir) : 0;
     if (!allow_outside && (strncmp(out, dir, n) || out[n] != '/'))
-        return hvx_fail(err, -EPERM, "disk image %s names the backing file %.200s, which lies outside of the image's own "
-                        "folder. An image from elsewhere could read any file that way. If you trust it, say "
-                        "allow-backing-outside=on for this disk (--allow-backing-outside for hvx image), or move the file "
-                        "beside it", img->file->name, out);
+        return hvx_fail(
+            err, -EPERM,
+            "disk image %s names the backing file %.200s, which lies outside of the image's own "
+            "folder. An image from elsewhere could read any file that way. If you trust it, say "
+            "allow-backing-outside=on for this disk (--allow-backing-outside for hvx image), or move the file "
+            "beside it",
+            img->file->name, out);
     return 0;
 }
 
@@ -139,11 +145,13 @@ static int open_backing(struct hvx_image *top, struct hvx_image *img, bool allow
 {
     char path[PATH_MAX];
     if (!img->backing_format[0])
-        return hvx_fail(err, -EINVAL, "disk image %s has a backing file %.200s but does not say in which format. Guessing "
-                        "would let a guest choose; name it: qemu-img rebase -u -b %.100s -F raw|qcow2 %s", img->file->name,
-                        img->backing_name, img->backing_name, img->file->name);
+        return hvx_fail(err, -EINVAL,
+                        "disk image %s has a backing file %.200s but does not say in which format. Guessing "
+                        "would let a guest choose; name it: qemu-img rebase -u -b %.100s -F raw|qcow2 %s",
+                        img->file->name, img->backing_name, img->backing_name, img->file->name);
     if (!hvx_image_format(img->backing_format))
-        return hvx_fail(err, -EINVAL, "disk image %s: its backing file %.200s is in the format %s; known are raw and qcow2",
+        return hvx_fail(err, -EINVAL,
+                        "disk image %s: its backing file %.200s is in the format %s; known are raw and qcow2",
                         img->file->name, img->backing_name, img->backing_format);
     int r = resolve_backing(img, allow_outside, path, err);
     if (r)

@@ -118,7 +118,8 @@ struct hvx_qcow2_create {
 };
 HVX_WUR int hvx_qcow2_create(struct hvx_file *file, const struct hvx_qcow2_create *p, struct hvx_error *err);
 /* A qcow2 overlay on `base` in an unnamed temporary file; takes base on success. */
-HVX_WUR int hvx_image_overlay(struct hvx_image *base, unsigned file_flags, struct hvx_image **out, struct hvx_error *err);
+HVX_WUR int hvx_image_overlay(struct hvx_image *base, unsigned file_flags, struct hvx_image **out,
+                              struct hvx_error *err);
 
 /* --- printing (qcow2_open.c) ------------------------------------------------ */
 struct hvx_qcow2_info {

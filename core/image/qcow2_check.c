@@ -215,7 +215,8 @@ static void count_refcount_structures(struct check *c)
         if (!q->rt[i])
             continue;
         if (qcow2_in_cluster(q, q->rt[i]))
-            corrupt(c, "refcount block %llu at %#llx is not aligned", (unsigned long long)i, (unsigned long long)q->rt[i]);
+            corrupt(c, "refcount block %llu at %#llx is not aligned", (unsigned long long)i,
+                    (unsigned long long)q->rt[i]);
         else if (count(c, q->rt[i], q->cluster_bytes, "a refcount block") && c->refs[q->rt[i] >> q->cluster_bits] > 1)
             corrupt(c, "refcount block %llu at %#llx is used for something else, too", (unsigned long long)i,
                     (unsigned long long)q->rt[i]);
@@ -342,7 +343,8 @@ static int use_rebuilt(struct check *c, struct rebuild *b)
     struct {
         uint64_t offset;
         uint32_t clusters;
-    } __attribute__((packed)) field = {htobe64((b->first + b->blocks) << q->cluster_bits), htobe32((uint32_t)b->clusters)};
+    } __attribute__((packed))
+    field = {htobe64((b->first + b->blocks) << q->cluster_bits), htobe32((uint32_t)b->clusters)};
     int r = hvx_file_pwrite(q->file, &field, sizeof(field), offsetof(struct qcow2_header, refcount_table_offset));
     if (!r)
         r = hvx_file_flush(q->file);

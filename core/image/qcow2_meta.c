@@ -94,8 +94,8 @@ enum qcow2_meta_kind qcow2_meta_at(const struct qcow2 *q, uint64_t offset)
 
 const char *qcow2_meta_name(enum qcow2_meta_kind kind)
 {
-    static const char *const names[] = {"nothing", "the header", "the L1 table", "the refcount table", "a refcount block",
-                                        "an L2 table", "a snapshot table"};
+    static const char *const names[] = {"nothing",          "the header",  "the L1 table",    "the refcount table",
+                                        "a refcount block", "an L2 table", "a snapshot table"};
     return names[kind];
 }
 

@@ -69,8 +69,10 @@ static int check_features(struct qcow2 *q, const uint8_t *table, uint32_t n_tabl
     uint64_t known = QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_COMPRESSION;
     char names[200];
     if (q->incompatible & QCOW2_INCOMPAT_DATA_FILE)
-        return hvx_fail(err, -ENOTSUP, "disk image %s keeps its data in an external data file, which HVX does not read. "
-                        "Convert it: qemu-img convert -O qcow2 OLD NEW", NAME);
+        return hvx_fail(err, -ENOTSUP,
+                        "disk image %s keeps its data in an external data file, which HVX does not read. "
+                        "Convert it: qemu-img convert -O qcow2 OLD NEW",
+                        NAME);
     if (q->incompatible & QCOW2_INCOMPAT_EXT_L2)
         return hvx_fail(err, -ENOTSUP, "disk image %s uses extended L2 entries (subclusters), which HVX does not read. "
                         "Convert it: qemu-img convert -O qcow2 OLD NEW", NAME);
@@ -85,12 +87,13 @@ static int check_features(struct qcow2 *q, const uint8_t *table, uint32_t n_tabl
 static int in_file(struct qcow2 *q, uint64_t offset, uint64_t bytes, const char *what, struct hvx_error *err)
 {
     if (qcow2_in_cluster(q, offset) || !offset)
-        return hvx_fail(err, -EINVAL, "disk image %s is damaged: %s lies at %#llx, which is not the start of a cluster", NAME,
-                        what, (unsigned long long)offset);
+        return hvx_fail(err, -EINVAL, "disk image %s is damaged: %s lies at %#llx, which is not the start of a cluster",
+                        NAME, what, (unsigned long long)offset);
     if (offset > q->end_bytes || bytes > q->end_bytes - offset)
-        return hvx_fail(err, -EINVAL, "disk image %s is damaged or was cut off: %s should lie at %#llx (%llu bytes), but the "
-                        "file ends before that. Fetch the image again", NAME, what, (unsigned long long)offset,
-                        (unsigned long long)bytes);
+        return hvx_fail(err, -EINVAL,
+                        "disk image %s is damaged or was cut off: %s should lie at %#llx (%llu bytes), but the "
+                        "file ends before that. Fetch the image again",
+                        NAME, what, (unsigned long long)offset, (unsigned long long)bytes);
     return 0;
 }
 
@@ -105,8 +108,10 @@ static int check_header(struct qcow2 *q, const struct qcow2_header *h, struct hv
     if (h->refcount_order > 6)
         return hvx_fail(err, -EINVAL, "disk image %s is damaged: refcounts of 2^%u bits", NAME, h->refcount_order);
     if (h->crypt_method)
-        return hvx_fail(err, -ENOTSUP, "disk image %s is encrypted (method %u), which HVX does not read. Decrypt it first: "
-                        "qemu-img convert with --image-opts and the secret", NAME, h->crypt_method);
+        return hvx_fail(err, -ENOTSUP,
+                        "disk image %s is encrypted (method %u), which HVX does not read. Decrypt it first: "
+                        "qemu-img convert with --image-opts and the secret",
+                        NAME, h->crypt_method);
     if (h->compression_type > 1 || (h->compression_type && !(h->incompatible & QCOW2_INCOMPAT_COMPRESSION)))
         return hvx_fail(err, -ENOTSUP, "disk image %s uses compression type %u; known are 0 (zlib) and 1 (zstd)", NAME,
                         h->compression_type);
@@ -120,8 +125,10 @@ static int check_tables(struct qcow2 *q, const struct qcow2_header *h, struct hv
 {
     uint64_t span = q->cluster_bytes * q->l2_entries, need = (h->size - 1) / span + 1;
     if (h->l1_size < need || (uint64_t)h->l1_size * 8 > QCOW2_MAX_L1_BYTES)
-        return hvx_fail(err, -EINVAL, "disk image %s is damaged: an L1 table of %u entries for a disk that needs %llu (limit "
-                        "%u)", NAME, h->l1_size, (unsigned long long)need, QCOW2_MAX_L1_BYTES / 8);
+        return hvx_fail(err, -EINVAL,
+                        "disk image %s is damaged: an L1 table of %u entries for a disk that needs %llu (limit "
+                        "%u)",
+                        NAME, h->l1_size, (unsigned long long)need, QCOW2_MAX_L1_BYTES / 8);
     if (!h->refcount_table_clusters ||
         (uint64_t)h->refcount_table_clusters << h->cluster_bits > QCOW2_MAX_REFTABLE_BYTES)
         return hvx_fail(err, -EINVAL, "disk image %s is damaged: a refcount table of %u clusters", NAME,
@@ -171,8 +178,8 @@ static int read_extensions(struct qcow2 *q, const struct qcow2_header *h, const 
         if (!type)
             break;
         if (n > end - at)
-            return hvx_fail(err, -EINVAL, "disk image %s is damaged: header extension %#x has %u bytes, more than fit", NAME,
-                            type, n);
+            return hvx_fail(err, -EINVAL, "disk image %s is damaged: header extension %#x has %u bytes, more than fit",
+                            NAME, type, n);
         if (type == QCOW2_EXT_BACKING_FORMAT && n < sizeof(q->img->backing_format)) {
             memcpy(q->img->backing_format, area + at, n);
             q->img->backing_format[n] = 0;
@@ -193,8 +200,8 @@ static int read_backing_name(struct qcow2 *q, const struct qcow2_header *h, stru
         return 0;
     if (!h->backing_file_size || h->backing_file_size >= HVX_IMAGE_NAME_MAX ||
         h->backing_file_offset > q->cluster_bytes || h->backing_file_size > q->cluster_bytes - h->backing_file_offset)
-        return hvx_fail(err, -EINVAL, "disk image %s is damaged: the name of its backing file has %u bytes at %#llx", NAME,
-                        h->backing_file_size, (unsigned long long)h->backing_file_offset);
+        return hvx_fail(err, -EINVAL, "disk image %s is damaged: the name of its backing file has %u bytes at %#llx",
+                        NAME, h->backing_file_size, (unsigned long long)h->backing_file_offset);
     int r = hvx_file_pread(q->file, q->img->backing_name, h->backing_file_size, h->backing_file_offset);
     if (r)
         return hvx_fail(err, r, "cannot read the backing file's name in %s: %s", NAME, strerror(-r));
@@ -232,7 +239,8 @@ static int read_snapshots(struct qcow2 *q, const struct qcow2_header *h, struct 
         at = (at + 7) & ~7ull;
         if (at - h->snapshots_offset > QCOW2_MAX_SNAPSHOT_TABLE_BYTES || at > q->end_bytes)
             return hvx_fail(err, -EINVAL, "disk image %s is damaged: its snapshot table has no end", NAME);
-        if (in_file(q, q->snapshots[i].l1_offset, (uint64_t)q->snapshots[i].l1_size * 8, "the L1 table of a snapshot", err))
+        if (in_file(q, q->snapshots[i].l1_offset, (uint64_t)q->snapshots[i].l1_size * 8, "the L1 table of a snapshot",
+                    err))
             return -EINVAL;
         if ((uint64_t)q->snapshots[i].l1_size * 8 > QCOW2_MAX_L1_BYTES)
             return hvx_fail(err, -EINVAL, "disk image %s is damaged: a snapshot's L1 table has %u entries", NAME,
@@ -248,8 +256,8 @@ static int claim(struct qcow2 *q, uint64_t offset, uint64_t bytes, enum qcow2_me
 {
     int r = bytes ? qcow2_meta_add(q, offset, bytes, kind) : 0;
     if (r == -EEXIST)
-        return hvx_fail(err, -EINVAL, "disk image %s is damaged: %s at %#llx overlaps with %s", NAME, qcow2_meta_name(kind),
-                        (unsigned long long)offset, qcow2_meta_name(qcow2_meta_at(q, offset)));
+        return hvx_fail(err, -EINVAL, "disk image %s is damaged: %s at %#llx overlaps with %s", NAME,
+                        qcow2_meta_name(kind), (unsigned long long)offset, qcow2_meta_name(qcow2_meta_at(q, offset)));
     return r ? hvx_fail(err, r, "no memory for the tables of %s", NAME) : 0;
 }
 
@@ -334,16 +342,18 @@ static int load_tables(struct qcow2 *q, const struct qcow2_header *h, uint64_t n
 static int prepare_write(struct qcow2 *q, struct hvx_error *err)
 {
     if ((q->incompatible & QCOW2_INCOMPAT_CORRUPT) || atomic_load(&q->img->corrupt))
-        return hvx_fail(err, -EROFS, "disk image %s is %s, so it is not opened for writing. Copy it, then repair the copy "
-                        "with `hvx image check --repair` or qemu-img check -r all, or open it read-only", NAME,
-                        q->incompatible & QCOW2_INCOMPAT_CORRUPT ? "marked as damaged" : "damaged");
+        return hvx_fail(err, -EROFS,
+                        "disk image %s is %s, so it is not opened for writing. Copy it, then repair the copy "
+                        "with `hvx image check --repair` or qemu-img check -r all, or open it read-only",
+                        NAME, q->incompatible & QCOW2_INCOMPAT_CORRUPT ? "marked as damaged" : "damaged");
     if (q->incompatible & QCOW2_INCOMPAT_DIRTY) {
         struct hvx_image_check c;
         int r = qcow2_check(q->img, true, &c, NULL, NULL);
         if (r || c.corruptions || c.check_errors)
-            return hvx_fail(err, r ? r : -EIO, "disk image %s was not closed properly and its refcounts cannot be rebuilt "
-                            "(%llu errors). Copy it and run `hvx image check --repair` on the copy", NAME,
-                            (unsigned long long)(c.corruptions + c.check_errors));
+            return hvx_fail(err, r ? r : -EIO,
+                            "disk image %s was not closed properly and its refcounts cannot be rebuilt "
+                            "(%llu errors). Copy it and run `hvx image check --repair` on the copy",
+                            NAME, (unsigned long long)(c.corruptions + c.check_errors));
     }
     if (q->autoclear) { /* bits that only those may keep who maintain what they stand for */
         uint64_t none = 0;
@@ -370,8 +380,10 @@ static int open_header(struct qcow2 *q, struct hvx_error *err)
                         (unsigned long long)n_file);
     header_swap(&h);
     if (h.magic != QCOW2_MAGIC)
-        return hvx_fail(err, -EINVAL, "disk image %s is not a qcow2 image (its first bytes are %08x, not \"QFI\\xfb\"). If it "
-                        "is a raw disk, say format=raw", NAME, h.magic);
+        return hvx_fail(err, -EINVAL,
+                        "disk image %s is not a qcow2 image (its first bytes are %08x, not \"QFI\\xfb\"). If it "
+                        "is a raw disk, say format=raw",
+                        NAME, h.magic);
     if (h.version != 2 && h.version != 3)
         return hvx_fail(err, -ENOTSUP, "disk image %s is qcow version %u; known are 2 and 3", NAME, h.version);
     if (h.version == 3 && n_file < offsetof(struct qcow2_header, compression_type))

@@ -57,7 +57,8 @@ static int plan_write(struct qcow2 *q, uint64_t off, uint64_t bytes, struct plan
     kinds[0] = e.kind;
     for (p->clusters = 1; p->clusters < want; p->clusters++) {
         struct qcow2_entry next;
-        if (qcow2_entry_decode(q, be64toh(s->data[i + p->clusters]), off + (p->clusters << q->cluster_bits), true, &next))
+        if (qcow2_entry_decode(q, be64toh(s->data[i + p->clusters]), off + (p->clusters << q->cluster_bits), true,
+                               &next))
             break; /* reported when its turn comes */
         if (alloc != wants_alloc(&next) ||
             (!alloc && (next.kind != e.kind || next.offset != e.offset + (p->clusters << q->cluster_bits))))

@@ -121,8 +121,8 @@ static void start_next(struct slot *s)
         off = rnd(DISK / 512 - 256) * 512;
         bytes = (1 + rnd(rnd(4) ? 16 : 256)) * 512;
     } while (overlaps_running(off, bytes));
-    static const uint32_t ops[] = {HVX_BLK_READ, HVX_BLK_READ, HVX_BLK_READ, HVX_BLK_WRITE, HVX_BLK_WRITE, HVX_BLK_WRITE,
-                                   HVX_BLK_WRITE_ZEROES, HVX_BLK_FLUSH};
+    static const uint32_t ops[] = {HVX_BLK_READ,  HVX_BLK_READ,  HVX_BLK_READ,         HVX_BLK_WRITE,
+                                   HVX_BLK_WRITE, HVX_BLK_WRITE, HVX_BLK_WRITE_ZEROES, HVX_BLK_FLUSH};
     memset(q, 0, sizeof(*q));
     q->op = ops[rnd(8)];
     q->offset = off;

@@ -55,10 +55,15 @@ static struct hvx_image *reopen(struct hvx_image *img)
 static void test_random_ops_all_geometries(void **state)
 {
     static const struct hvx_qcow2_create geometry[] = {
-        {.bytes = DISK}, {.bytes = DISK, .cluster_bytes = 512}, {.bytes = DISK, .cluster_bytes = 512, .refcount_bits = 64},
-        {.bytes = DISK, .cluster_bytes = 4096, .refcount_bits = 1}, {.bytes = DISK, .cluster_bytes = 2u << 20},
-        {.bytes = DISK, .version = 2}, {.bytes = DISK + 512 * 7, .cluster_bytes = 1024, .refcount_bits = 2},
-        {.bytes = DISK, .cluster_bytes = 8192, .refcount_bits = 4}, {.bytes = DISK + 512, .refcount_bits = 8},
+        {.bytes = DISK},
+        {.bytes = DISK, .cluster_bytes = 512},
+        {.bytes = DISK, .cluster_bytes = 512, .refcount_bits = 64},
+        {.bytes = DISK, .cluster_bytes = 4096, .refcount_bits = 1},
+        {.bytes = DISK, .cluster_bytes = 2u << 20},
+        {.bytes = DISK, .version = 2},
+        {.bytes = DISK + 512 * 7, .cluster_bytes = 1024, .refcount_bits = 2},
+        {.bytes = DISK, .cluster_bytes = 8192, .refcount_bits = 4},
+        {.bytes = DISK + 512, .refcount_bits = 8},
         {.bytes = DISK, .cluster_bytes = 32768, .refcount_bits = 32, .lazy_refcounts = true},
     };
     (void)state;
@@ -111,7 +116,8 @@ static void test_overlay_random_ops(void **state)
 /* map() must agree with preadv() wherever it answers. */
 static void test_map_agrees_with_read(void **state)
 {
-    struct hvx_qcow2_create base = {.bytes = DISK / 2, .cluster_bytes = 1024}, top = {.bytes = DISK, .cluster_bytes = 2048};
+    struct hvx_qcow2_create base = {.bytes = DISK / 2, .cluster_bytes = 1024},
+                            top = {.bytes = DISK, .cluster_bytes = 2048};
     uint8_t *model = calloc(1, DISK), *buf = malloc(DISK);
     struct hvx_image *below = open_mem(new_file(&base, MAX_FILE)), *img = open_mem(new_file(&top, MAX_FILE));
     unsigned answered = 0;

@@ -73,10 +73,20 @@ static void verify(const char *image)
 static void test_every_option_of_qemu_img(void **state)
 {
     static const char *const options[] = {
-        "cluster_size=512", "cluster_size=1k,refcount_bits=1", "cluster_size=4k,refcount_bits=2", "cluster_size=64k",
-        "cluster_size=2M", "compat=0.10", "compat=0.10,cluster_size=512", "lazy_refcounts=on",
-        "refcount_bits=64,cluster_size=512", "preallocation=metadata", "preallocation=falloc,cluster_size=8k",
-        "compression_type=zstd,cluster_size=32k", "preallocation=full,refcount_bits=8", "cluster_size=1M,refcount_bits=4",
+        "cluster_size=512",
+        "cluster_size=1k,refcount_bits=1",
+        "cluster_size=4k,refcount_bits=2",
+        "cluster_size=64k",
+        "cluster_size=2M",
+        "compat=0.10",
+        "compat=0.10,cluster_size=512",
+        "lazy_refcounts=on",
+        "refcount_bits=64,cluster_size=512",
+        "preallocation=metadata",
+        "preallocation=falloc,cluster_size=8k",
+        "compression_type=zstd,cluster_size=32k",
+        "preallocation=full,refcount_bits=8",
+        "cluster_size=1M,refcount_bits=4",
     };
     (void)state;
     NEED_QEMU();
@@ -120,8 +130,12 @@ static void make_source(const char *name)
 
 static void test_compressed_images(void **state)
 {
-    static const char *const options[] = {"compression_type=zlib", "compression_type=zstd", "compat=0.10",
-                                          "cluster_size=512", "cluster_size=2M,compression_type=zstd", "cluster_size=4k"};
+    static const char *const options[] = {"compression_type=zlib",
+                                          "compression_type=zstd",
+                                          "compat=0.10",
+                                          "cluster_size=512",
+                                          "cluster_size=2M,compression_type=zstd",
+                                          "cluster_size=4k"};
     (void)state;
     NEED_QEMU();
     for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
@@ -146,12 +160,15 @@ static void test_backing_chain(void **state)
         assert_int_equal(shell("rm -rf sub; mkdir sub"), 0);
         make_source("sub/base.raw");
         /* a short base, a compressed layer written by qemu-io, an empty one, ours */
-        assert_int_equal(shell("truncate -s 5000192 sub/base.raw && cp sub/base.raw base.copy && "
-                               "qemu-img create -f qcow2 -b sub/base.raw -F raw mid.qcow2 6M && "
-                               "qemu-io -c 'write -c -P 7 1M 64k' -c 'write -P 8 3M 100k' -c 'write -z 2M 1M' mid.qcow2 && "
-                               "qemu-img create -f qcow2 -b mid.qcow2 -F qcow2 mid2.qcow2 && "
-                               "qemu-img create -f qcow2 %s -b ./mid2.qcow2 -F qcow2 top.qcow2 && "
-                               "qemu-img convert -O raw top.qcow2 top.raw", top[i]), 0);
+        assert_int_equal(
+            shell("truncate -s 5000192 sub/base.raw && cp sub/base.raw base.copy && "
+                  "qemu-img create -f qcow2 -b sub/base.raw -F raw mid.qcow2 6M && "
+                  "qemu-io -c 'write -c -P 7 1M 64k' -c 'write -P 8 3M 100k' -c 'write -z 2M 1M' mid.qcow2 && "
+                  "qemu-img create -f qcow2 -b mid.qcow2 -F qcow2 mid2.qcow2 && "
+                  "qemu-img create -f qcow2 %s -b ./mid2.qcow2 -F qcow2 top.qcow2 && "
+                  "qemu-img convert -O raw top.qcow2 top.raw",
+                  top[i]),
+            0);
         load_model("top.raw");
         struct hvx_image *img = open_rw("top.qcow2", HVX_FILE_WRITE);
         rnd_seed(40 + i);
@@ -375,18 +392,22 @@ static void test_backing_files_that_are_refused(void **state)
 {
     (void)state;
     NEED_QEMU();
-    assert_int_equal(shell("mkdir -p in; head -c 6M /dev/zero >out.raw; head -c 6M /dev/zero >in/b.raw; ln -s ../out.raw in/link.raw;"
-                           "qemu-img create -f qcow2 -b ../out.raw -F raw in/up.qcow2 && "
-                           "qemu-img create -f qcow2 -b '%s/out.raw' -F raw in/abs.qcow2 && "
-                           "qemu-img create -f qcow2 -b link.raw -F raw in/link.qcow2 && "
-                           "qemu-img create -u -f qcow2 -b nbd://localhost/x -F raw in/nbd.qcow2 6M && "
-                           "qemu-img create -u -f qcow2 -b b.raw in/noformat.qcow2 6M; "
-                           "qemu-img create -u -f qcow2 -b gone.raw -F raw in/gone.qcow2 6M && "
-                           "qemu-img create -u -f qcow2 -b b.raw -F vmdk in/vmdk.qcow2 6M; "
-                           "qemu-img create -u -f qcow2 -b loop2.qcow2 -F qcow2 in/loop1.qcow2 6M && "
-                           "qemu-img create -u -f qcow2 -b loop1.qcow2 -F qcow2 in/loop2.qcow2 6M && "
-                           "qemu-img create -f qcow2 -b b.raw -F raw in/0.qcow2 && for i in $(seq 40); do "
-                           "qemu-img create -u -q -f qcow2 -b $((i-1)).qcow2 -F qcow2 in/$i.qcow2 6M; done", test_dir), 0);
+    assert_int_equal(
+        shell(
+            "mkdir -p in; head -c 6M /dev/zero >out.raw; head -c 6M /dev/zero >in/b.raw; ln -s ../out.raw in/link.raw;"
+            "qemu-img create -f qcow2 -b ../out.raw -F raw in/up.qcow2 && "
+            "qemu-img create -f qcow2 -b '%s/out.raw' -F raw in/abs.qcow2 && "
+            "qemu-img create -f qcow2 -b link.raw -F raw in/link.qcow2 && "
+            "qemu-img create -u -f qcow2 -b nbd://localhost/x -F raw in/nbd.qcow2 6M && "
+            "qemu-img create -u -f qcow2 -b b.raw in/noformat.qcow2 6M; "
+            "qemu-img create -u -f qcow2 -b gone.raw -F raw in/gone.qcow2 6M && "
+            "qemu-img create -u -f qcow2 -b b.raw -F vmdk in/vmdk.qcow2 6M; "
+            "qemu-img create -u -f qcow2 -b loop2.qcow2 -F qcow2 in/loop1.qcow2 6M && "
+            "qemu-img create -u -f qcow2 -b loop1.qcow2 -F qcow2 in/loop2.qcow2 6M && "
+            "qemu-img create -f qcow2 -b b.raw -F raw in/0.qcow2 && for i in $(seq 40); do "
+            "qemu-img create -u -q -f qcow2 -b $((i-1)).qcow2 -F qcow2 in/$i.qcow2 6M; done",
+            test_dir),
+        0);
     assert_int_equal(open_fails("in/up.qcow2", "outside of the image's own folder"), -EPERM);
     assert_int_equal(open_fails("in/abs.qcow2", "outside of the image's own folder"), -EPERM);
     assert_int_equal(open_fails("in/link.qcow2", "outside of the image's own folder"), -EPERM);

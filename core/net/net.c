@@ -171,7 +171,8 @@ static int deliver_finished(struct hvx_net *n, const struct iovec *iov, unsigned
     return 1;
 }
 
-int hvx_net_deliver(struct hvx_net *n, const struct iovec *iov, unsigned n_iov, const struct hvx_net_meta *meta, bool keep)
+int hvx_net_deliver(struct hvx_net *n, const struct iovec *iov, unsigned n_iov, const struct hvx_net_meta *meta,
+                    bool keep)
 {
     if (!n->nic.ops || total_bytes(iov, n_iov) > HVX_NET_MAX_FRAME) {
         n->count.rx_dropped++;
@@ -278,7 +279,8 @@ void hvx_net_name_vm(struct hvx_net *n, const char *vm_name, unsigned index)
         hvx_net_default_mac(vm_name, index, n->mac);
 }
 
-int hvx_net_open(struct hvx_loop *loop, const char *spec_text, unsigned index, struct hvx_net **out, struct hvx_error *err)
+int hvx_net_open(struct hvx_loop *loop, const char *spec_text, unsigned index, struct hvx_net **out,
+                 struct hvx_error *err)
 {
     struct hvx_net_spec spec;
     int r = hvx_net_parse(spec_text, &spec, err);

@@ -78,7 +78,8 @@ struct hvx_net {
 
 /* From a back end to the guest. keep: queue a copy when there is no room (and
  * drop it when the queue is full). Returns 1 taken, 0 no room. */
-int hvx_net_deliver(struct hvx_net *n, const struct iovec *iov, unsigned n_iov, const struct hvx_net_meta *meta, bool keep);
+int hvx_net_deliver(struct hvx_net *n, const struct iovec *iov, unsigned n_iov, const struct hvx_net_meta *meta,
+                    bool keep);
 
 HVX_WUR int hvx_net_user_open(struct hvx_net *n, const struct hvx_net_spec *spec, struct hvx_error *err);
 HVX_WUR int hvx_net_tap_open(struct hvx_net *n, const struct hvx_net_spec *spec, struct hvx_error *err);

@@ -10,3 +10,4 @@ net_fuzz_gso_SOURCES = net/fuzz_gso.c
 net_fuzz_gso_LDADD = libhvxcore.a $(FUZZ_LIBS) $(LDADD)
 check_PROGRAMS += net/test_tap
 net_test_tap_SOURCES = net/test_tap.c
+EXTRA_DIST += net/corpus/fuzz_gso/tcp4 net/corpus/fuzz_gso/tcp6-vlan-extension net/corpus/fuzz_gso/checksum

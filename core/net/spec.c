@@ -67,8 +67,10 @@ static int parse_hostfwd(const char *s, struct hvx_net_spec *spec, struct hvx_er
             }
         }
     }
-    return hvx_fail(err, -EINVAL, "--net: hostfwd=%s is not understood; write tcp|udp:[HOSTADDR]:HOSTPORT-[GUESTADDR]:GUESTPORT, "
-                    "for example hostfwd=tcp:127.0.0.1:2222-:22", s);
+    return hvx_fail(err, -EINVAL,
+                    "--net: hostfwd=%s is not understood; write tcp|udp:[HOSTADDR]:HOSTPORT-[GUESTADDR]:GUESTPORT, "
+                    "for example hostfwd=tcp:127.0.0.1:2222-:22",
+                    s);
 }
 
 static int parse_net(const char *s, struct hvx_net_spec *spec, struct hvx_error *err)

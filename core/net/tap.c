@@ -123,8 +123,11 @@ static void tap_close(struct hvx_net *n)
 }
 
 static const struct hvx_net_backend tap_vnet_backend = {
-    .can = HVX_NET_CAN_CSUM | HVX_NET_CAN_TSO4 | HVX_NET_CAN_TSO6, .send = tap_send, .set_guest_caps = tap_set_guest_caps,
-    .resume = tap_resume, .close = tap_close,
+    .can = HVX_NET_CAN_CSUM | HVX_NET_CAN_TSO4 | HVX_NET_CAN_TSO6,
+    .send = tap_send,
+    .set_guest_caps = tap_set_guest_caps,
+    .resume = tap_resume,
+    .close = tap_close,
 };
 static const struct hvx_net_backend tap_plain_backend = {
     .can = 0, .send = tap_send, .resume = tap_resume, .close = tap_close,
@@ -135,17 +138,22 @@ static int attach(const struct hvx_net_spec *spec, struct hvx_error *err)
     struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
     int fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0)
-        return hvx_fail(err, -errno, "--net tap: cannot open /dev/net/tun: %s. The tun module must be loaded and the device "
-                        "be accessible; --net user needs neither", strerror(errno));
+        return hvx_fail(err, -errno,
+                        "--net tap: cannot open /dev/net/tun: %s. The tun module must be loaded and the device "
+                        "be accessible; --net user needs neither",
+                        strerror(errno));
     memcpy(ifr.ifr_name, spec->ifname, strlen(spec->ifname));
     if (ioctl(fd, TUNSETIFF, &ifr)) {
         int e = errno;
         const char *name = spec->ifname[0] ? spec->ifname : "tap0";
         close(fd);
         if (e == EPERM || e == EACCES)
-            return hvx_fail(err, -EPERM, "--net tap: making or opening %s needs CAP_NET_ADMIN. Let root make it once: `ip "
-                            "tuntap add dev %s mode tap user $USER && ip link set %s up`, then use --net tap,ifname=%s; or "
-                            "use --net user", name, name, name, name);
+            return hvx_fail(
+                err, -EPERM,
+                "--net tap: making or opening %s needs CAP_NET_ADMIN. Let root make it once: `ip "
+                "tuntap add dev %s mode tap user $USER && ip link set %s up`, then use --net tap,ifname=%s; or "
+                "use --net user",
+                name, name, name, name);
         if (e == EBUSY)
             return hvx_fail(err, -EBUSY, "--net tap: %s is in use by another program", name);
         return hvx_fail(err, -e, "--net tap: cannot attach to %s: %s", name, strerror(e));

@@ -491,13 +491,25 @@ static void test_specifications_that_are_refused(void **state)
     static const struct {
         const char *spec, *says;
     } bad[] = {
-        {"", "unknown"}, {"bridge", "user, tap or none"}, {"user,mac=1:2:3", "not a MAC"}, {"user,mac=01:00:00:00:00:01", "multicast"},
-        {"user,hostfwd=tcp:2222-:22", "not understood"}, {"user,hostfwd=sctp::1-:2", "not understood"},
-        {"user,hostfwd=tcp::0-:22", "not understood"}, {"user,hostfwd=tcp::99999-:22", "not understood"},
-        {"user,hostfwd=tcp:1.2.3:x-:22", "not understood"}, {"user,net=10.0.2.1/24", "not a network"},
-        {"user,net=10.0.2.0/30", "not a network"}, {"user,net=10.0.2.0", "not a network"}, {"user,restrict=maybe", "on or off"},
-        {"user,ifname=tap0", "unknown option"}, {"tap,hostfwd=tcp::1-:2", "unknown option"}, {"user,mac", "needs a value"},
-        {"tap,ifname=a-name-that-is-too-long", "15 characters"}, {"tap,fd=x", "descriptor number"}, {"tap,fd=0", "no TAP"},
+        {"", "unknown"},
+        {"bridge", "user, tap or none"},
+        {"user,mac=1:2:3", "not a MAC"},
+        {"user,mac=01:00:00:00:00:01", "multicast"},
+        {"user,hostfwd=tcp:2222-:22", "not understood"},
+        {"user,hostfwd=sctp::1-:2", "not understood"},
+        {"user,hostfwd=tcp::0-:22", "not understood"},
+        {"user,hostfwd=tcp::99999-:22", "not understood"},
+        {"user,hostfwd=tcp:1.2.3:x-:22", "not understood"},
+        {"user,net=10.0.2.1/24", "not a network"},
+        {"user,net=10.0.2.0/30", "not a network"},
+        {"user,net=10.0.2.0", "not a network"},
+        {"user,restrict=maybe", "on or off"},
+        {"user,ifname=tap0", "unknown option"},
+        {"tap,hostfwd=tcp::1-:2", "unknown option"},
+        {"user,mac", "needs a value"},
+        {"tap,ifname=a-name-that-is-too-long", "15 characters"},
+        {"tap,fd=x", "descriptor number"},
+        {"tap,fd=0", "no TAP"},
         {"none,mac=52:54:00:00:00:01", "takes no options"},
     };
     (void)state;
