@@ -43,6 +43,7 @@
 #define SET_7C (B(2) /* UMIP */)
 #define KEEP_7D (B(4) | B(8) | B(14) | B(23))
 #define SET_7D (B(26) /* IBRS, IBPB */ | B(29) /* ARCH_CAPABILITIES */)
+#define SET_72D B(4) /* BHI_CTRL: else Linux clears the branch history by a loop on each system call */
 #define KEEP_71A (B(0) | B(1) | B(2) | B(4) | B(5) | B(10) | B(11) | B(12) | B(23))
 #define KEEP_71D (B(4) | B(5) | B(10) | B(14))
 /* Leaf 0x80000001 */
@@ -114,13 +115,14 @@ static void leaf_7(struct bt_cpuid *m, uint32_t max)
             host(7, 1, h1);
     }
     r = add(m, 7, 0);
-    r[A] = 1;
+    r[A] = 2;
     r[BX] = (h[BX] & KEEP_7B) | SET_7B;
     r[C] = (h[C] & KEEP_7C) | SET_7C;
     r[D] = (h[D] & KEEP_7D) | SET_7D;
     uint32_t *r1 = add(m, 7, 1);
     r1[A] = h1[A] & KEEP_71A;
     r1[D] = h1[D] & KEEP_71D;
+    add(m, 7, 2)[D] = SET_72D;
     if (!(m->xcr0 & 4)) {
         r[BX] &= ~AVX_7B;
         r[C] &= ~AVX_7C;

@@ -212,7 +212,7 @@ bool bt_wrmsr(struct bt_vcpu *c, uint32_t index, uint64_t v)
     case 0x3a: return false; /* locked */
     case 0x3b: move_tsc(c, v - c->mtrr[M_TSC_ADJUST]); return true;
     case 0x48:
-        if (v & ~7ull)
+        if (v & ~0x407ull) /* IBRS STIBP SSBD BHI_DIS_S */
             return false;
         c->spec_ctrl = v;
         return true;

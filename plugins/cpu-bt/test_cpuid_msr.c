@@ -131,7 +131,7 @@ static void msr_rules(void **state)
     assert_false(bt_wrmsr(c, 0x200, 1ull << 60));
     assert_true(bt_rdmsr(c, 0x10a, &v));
     assert_true(v & 1); /* RDCL_NO: no page-table isolation */
-    assert_true(bt_wrmsr(c, 0x48, 1));
+    assert_true(bt_wrmsr(c, 0x48, 0x401));
     assert_false(bt_wrmsr(c, 0x3a, 5));
     assert_false(bt_rdmsr(c, 0x480, &v)); /* VMX */
     assert_false(bt_wrmsr(c, 0xda0, 0x100));
