@@ -32,7 +32,7 @@
 #define FADT_X_PM_TIMER 208u
 #define GAS_ADDRESS 4u
 #define FADT_FLAGS ((1u << 0) /* WBINVD */ | (1u << 2) /* C1 */ | (1u << 5) /* no fixed sleep button */ | \
-                    (1u << 6) /* RTC is no fixed wake event */ | (1u << 10) /* reset register */)
+                    (1u << 10) /* reset register */)
 #define FADT_BOOT_ARCH 0x0003u /* legacy devices, 8042 */
 
 #define TABLES_FILE "etc/acpi/tables"

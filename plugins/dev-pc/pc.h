@@ -170,6 +170,7 @@ void piix4_pm_reset(struct piix4_pm *p);
 int piix4_pm_state(struct piix4_pm *p, struct hvx_stream *s);
 void piix4_pm_default_base(struct piix4_pm *p); /* what firmware does: I/O base, SCI line */
 void piix4_pm_power_button(struct piix4_pm *p);
+void piix4_pm_rtc_alarm(struct piix4_pm *p); /* the fixed event of the clock */
 
 /* --- ide.c ---------------------------------------------------------------- */
 HVX_WUR int ide_create(struct pc *pc, const char *const drives[PC_N_IDE], struct ide **out, struct hvx_error *err);

@@ -291,6 +291,12 @@ void piix4_pm_power_button(struct piix4_pm *p)
     sci_update(p);
 }
 
+void piix4_pm_rtc_alarm(struct piix4_pm *p)
+{
+    p->pm1_sts |= PM1_RTC;
+    sci_update(p);
+}
+
 static void power_button(void *opaque)
 {
     piix4_pm_power_button(opaque);

@@ -171,8 +171,11 @@ static void second_due(void *opaque)
     if (clock_runs(r) && second > r->last_second) {
         r->last_second = second;
         raise(r, C_UF, B_UIE);
-        if (alarm_matches(r, second))
+        if (alarm_matches(r, second)) {
             raise(r, C_AF, B_AIE);
+            if (r->cmos[REG_B] & B_AIE)
+                piix4_pm_rtc_alarm(r->pc->pm);
+        }
     }
     arm_second(r);
 }

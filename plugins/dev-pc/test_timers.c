@@ -21,6 +21,9 @@ static int teardown(void **state)
     return 0;
 }
 
+static uint64_t hpet_get(struct board *b, unsigned off) { return hvxtest_mmio_read(b->vm, HPET + off, 8); }
+static void hpet_put(struct board *b, unsigned off, uint64_t v) { hvxtest_mmio_write(b->vm, HPET + off, 8, v); }
+
 /* --- PIT ------------------------------------------------------------------------ */
 static void pit_load(struct board *b, unsigned channel, unsigned mode, uint16_t count)
 {
@@ -215,6 +218,24 @@ static void rtc_alarm_at_its_second(void **state)
     assert_int_equal(cmos(b, 0x0c) & 0xa0, 0xa0);
 }
 
+static void rtc_alarm_is_an_acpi_event_too(void **state)
+{
+    struct board *b = *state;
+    board_cfg_write(b, 0x0b, 0x40, 4, 0x601);
+    board_cfg_write(b, 0x0b, 0x80, 1, 1);
+    out8(b, 0xb2, 0xf1);
+    out16(b, 0x602, 0x400);
+    hpet_put(b, 0x10, 3); /* the HPET has taken irq 8 */
+    cmos_set(b, 1, 0x06);
+    cmos_set(b, 3, 0xff);
+    cmos_set(b, 5, 0xff);
+    cmos_set(b, 0x0b, 0x22);
+    hvxtest_step_ns(b->vm, 1500000000ull);
+    assert_false(hvxtest_irq_level(b->vm, 8));
+    assert_true(hvxtest_irq_level(b->vm, 9));
+    assert_int_equal(in16(b, 0x600) & 0x400, 0x400);
+}
+
 static void rtc_nonsense_time_does_not_break_it(void **state)
 {
     struct board *b = *state;
@@ -229,9 +250,6 @@ static void rtc_nonsense_time_does_not_break_it(void **state)
 }
 
 /* --- HPET ---------------------------------------------------------------------------- */
-static uint64_t hpet_get(struct board *b, unsigned off) { return hvxtest_mmio_read(b->vm, HPET + off, 8); }
-static void hpet_put(struct board *b, unsigned off, uint64_t v) { hvxtest_mmio_write(b->vm, HPET + off, 8, v); }
-
 static void hpet_counts_tens_of_nanoseconds(void **state)
 {
     struct board *b = *state;
@@ -347,7 +365,7 @@ int main(void)
         T(pit_mode0_fires_once_on_terminal_count), T(pit_read_back_tells_mode_and_output),
         T(pit_channel2_calibration_loop), T(pit_gate2_stops_the_count), T(pit_bcd_counts_in_decimal),
         T(rtc_shows_the_wall_clock_in_bcd), T(rtc_can_be_set), T(rtc_update_in_progress_before_the_second),
-        T(rtc_periodic_rate_and_acknowledge), T(rtc_alarm_at_its_second), T(rtc_nonsense_time_does_not_break_it),
+        T(rtc_periodic_rate_and_acknowledge), T(rtc_alarm_at_its_second), T(rtc_alarm_is_an_acpi_event_too), T(rtc_nonsense_time_does_not_break_it),
         T(hpet_counts_tens_of_nanoseconds), T(hpet_one_shot_edge), T(hpet_level_until_acknowledged),
         T(hpet_legacy_replaces_the_pit), T(hpet_tiny_period_does_not_flood),
         T(pm_timer_runs_at_its_rate_in_24_bits), T(pm_timer_overflow_raises_the_sci),
