@@ -17,6 +17,7 @@ struct options {
     unsigned cases; /* per form */
     unsigned sequences;
     const char *form;
+    const char *seeds; /* file of seeds to run again */
     const char *against; /* "bt", or "native": the harness against itself */
     unsigned reports;
     bool list, quiet, legacy_only, no_evex, inject, stats, only32, only64;
@@ -430,6 +431,56 @@ static int run_all(struct form *forms, size_t n, struct backend *other)
     return run_batch(other);
 }
 
+/* --- seeds kept ---------------------------------------------------------------------------- */
+
+static int replay_line(const char *line, struct form *forms, size_t n, struct backend *other)
+{
+    char form[64];
+    unsigned long long seed;
+    unsigned number;
+    struct options saved = opt;
+    int used, rc = 0;
+
+    if (sscanf(line, "%llu %n", &seed, &used) != 1)
+        return 0;
+    opt.seed = seed;
+    if (sscanf(line + used, "sequence %u", &number) == 1) {
+        batch_begin();
+        add_sequence(forms, n, number / STATES_PER_INSTANCE);
+        rc = run_batch(other);
+    } else if (sscanf(line + used, "%63[^#]", form) == 1) {
+        for (size_t len = strlen(form); len && (form[len - 1] == ' ' || form[len - 1] == '\n');)
+            form[--len] = 0;
+        opt.form = form;
+        opt.cases = 64;
+        rc = run_all(forms, n, other);
+    }
+    opt = saved;
+    return rc;
+}
+
+static int replay(struct form *forms, size_t n, struct backend *other)
+{
+    char line[200], path[400];
+    const char *srcdir = getenv("srcdir");
+    int rc = 0;
+
+    if (opt.seeds)
+        snprintf(path, sizeof(path), "%s", opt.seeds);
+    else
+        snprintf(path, sizeof(path), "%s/difftest/seeds", srcdir ? srcdir : ".");
+    FILE *f = fopen(path, "r");
+    if (!f) {
+        if (opt.seeds)
+            fprintf(stderr, "difftest: cannot open the seeds %s\n", path);
+        return opt.seeds ? -1 : 0;
+    }
+    while (!rc && fgets(line, sizeof(line), f))
+        rc = line[0] == '#' ? 0 : replay_line(line, forms, n, other);
+    fclose(f);
+    return rc;
+}
+
 static void print_form(const struct form *f)
 {
     if (f->cases && (!opt.quiet || f->failures))
@@ -445,6 +496,7 @@ static void usage(void)
            "  --cases N      cases per form (32)\n"
            "  --sequences N  random sequences of 2 to 12 instructions, 8 states each (4000)\n"
            "  --form TEXT    only forms whose name contains TEXT\n"
+           "  --seeds FILE   seeds kept, run again at the end ($srcdir/difftest/seeds)\n"
            "  --against X    bt (the engine) or native (the harness against itself)\n"
            "  --32, --64     only code of that size (both)\n"
            "  --no-evex      leave out AVX-512\n"
@@ -491,6 +543,8 @@ static int parse(int argc, char **argv)
             opt.reports = (unsigned)strtoul(v, NULL, 0), i++;
         else if (!strcmp(a, "--form"))
             opt.form = v, i++;
+        else if (!strcmp(a, "--seeds"))
+            opt.seeds = v, i++;
         else if (!strcmp(a, "--against"))
             opt.against = v, i++;
         else
@@ -526,6 +580,8 @@ int main(int argc, char **argv)
             puts(forms[i].name);
         if (!opt.list && !(rc = probe_forms(forms, n)))
             rc = run_all(forms, n, other);
+        if (!opt.list && !rc && (!opt.form || opt.seeds))
+            rc = replay(forms, n, other);
         for (size_t i = 0; i < n; i++) {
             unsupported += forms[i].unsupported != 0;
             run += forms[i].cases != 0;
