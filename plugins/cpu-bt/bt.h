@@ -129,6 +129,7 @@ enum {
 #define BT_MODE_SINGLE 0x8000u  /* one instruction */
 #define BT_MODE_FSGSBASE 0x10000u
 #define BT_MODE_CS0 0x20000u  /* CS base is 0 */
+#define BT_MODE_TSD 0x80000u /* CR4.TSD at CPL 3: RDTSC raises #GP */
 #define BT_MODE_MPTS 0x40000u /* CR0.MP and CR0.TS: WAIT raises #NM */
 
 /* --- the software TLB: one table for supervisor, one for user accesses ------ */

@@ -99,7 +99,7 @@ struct bt_cache {
     uint16_t tlb_touched[2][2][BT_TLB_SIZE * 2]; /* [table][global] */
     uint32_t n_tlb_touched[2][2];
     /* stubs */
-    uint32_t stub_slow, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
+    uint32_t stub_stack[2], stub_slow, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
         stub_irq, stub_careful, stub_segfault;
     uint32_t stubs_start, stubs_end;
     void (*enter)(struct bt_vcpu *c, uint64_t host);

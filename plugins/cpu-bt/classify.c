@@ -264,6 +264,14 @@ void trans_classify(struct trans *t, struct insn *x)
             x->op_kind = KIND_NEXT; /* cannot stop in the middle */
         return;
     }
+    if (d->mnemonic == M(RDTSC) && !(t->mode & (BT_MODE_TSD | BT_MODE_VM86))) {
+        x->kind = K_RDTSC;
+        return;
+    }
+    if (d->mnemonic == M(SWAPGS) && t->code64 && (t->mode & BT_MODE_CPL) == 0) {
+        x->kind = K_SWAPGS;
+        return;
+    }
     if (simple_ops[d->mnemonic]) {
             set_op(x, simple_ops[d->mnemonic] - 1u);
             if (x->op_id >= BT_OP_fxsave && x->op_id <= BT_OP_fldenv) {

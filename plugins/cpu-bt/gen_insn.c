@@ -923,6 +923,30 @@ void gen_insn(struct trans *t, struct insn *x)
     case K_CLI: e_store8_imm(e, &c->iflag, 0); break;
     case K_STD: e_store8_imm(e, &c->dflag, 1); break;
     case K_CLD: e_store8_imm(e, &c->dflag, 0); break;
+    case K_RDTSC: /* RDX:RAX = host TSC + offset */
+        gen_flags_before_mem(t);
+        e8(e, 0x0f);
+        e8(e, 0x31);
+        e_rex(e, 1, 0, 0, H_RDX, false); /* shl rdx, 32 */
+        e8(e, 0xc1);
+        e_mod_rr(e, 4, H_RDX);
+        e8(e, 32);
+        e_rr(e, 1, 0x0b, H_RDX, H_RAX); /* or rdx, rax */
+        e_r_abs(e, 1, 0x03, H_RDX, e_abs(&c->tsc_offset));
+        e_mov32_rr(e, H_RAX, H_RDX);
+        e_rex(e, 1, 0, 0, H_RDX, false); /* shr rdx, 32 */
+        e8(e, 0xc1);
+        e_mod_rr(e, 5, H_RDX);
+        e8(e, 32);
+        t->in_reg = false;
+        break;
+    case K_SWAPGS:
+        e_load(e, H_R14, &c->seg[BT_GS].base);
+        e_load(e, H_R15, &c->kernel_gs_base);
+        e_store(e, H_R14, &c->kernel_gs_base);
+        e_store(e, H_R15, &c->seg[BT_GS].base);
+        e_store(e, H_R15, &c->seg_base[BT_GS]);
+        break;
     case K_STI: {
         gen_flags_before_mem(t);
         e_store8_imm(e, &c->iflag, 1);

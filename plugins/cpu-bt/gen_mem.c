@@ -151,6 +151,7 @@ static void lookup(struct trans *t, unsigned size, bool rd, bool wr, bool stack)
         e_r_abs(e, 1, 0x03, H_R14, e_abs(&c->stk_host[s])); /* add */
         x->tag_abs = e_abs(tag);
         x->indexed = false;
+        x->stack = true;
     } else {
         uint32_t tlb = e_abs(c->tlb[s]);
         uint32_t tag = tlb + (wr ? (uint32_t)offsetof(struct bt_tlb_entry, tag_w) : (uint32_t)offsetof(struct bt_tlb_entry, tag_r));

@@ -345,6 +345,23 @@ static int vcpu_get(struct hvx_vcpu *v, struct hvx_vcpu_regs *r)
     return 0;
 }
 
+/* The vCPUs' counters must agree to the cycle, and r->tsc is as old as the call
+ * that read it: a value within a second of what this vCPU or another one shows
+ * means that one's. */
+static void set_tsc(struct bt_vcpu *c, uint64_t tsc)
+{
+    uint64_t offset = tsc - bt_host_tsc();
+    for (unsigned i = 0; i < c->vm->n_vcpus; i++) {
+        const struct bt_vcpu *o = c->vm->vcpu[(c->index + i) % c->vm->n_vcpus];
+        int64_t d = o ? (int64_t)(offset - o->tsc_offset) : INT64_MAX;
+        if (d > -(int64_t)c->vm->tsc_hz && d < (int64_t)c->vm->tsc_hz) {
+            c->tsc_offset = o->tsc_offset;
+            return;
+        }
+    }
+    c->tsc_offset = offset;
+}
+
 static int vcpu_set(struct hvx_vcpu *v, const struct hvx_vcpu_regs *r, struct hvx_error *err)
 {
     struct bt_vcpu *c = (struct bt_vcpu *)v;
@@ -371,7 +388,7 @@ static int vcpu_set(struct hvx_vcpu *v, const struct hvx_vcpu_regs *r, struct hv
     c->xcr0 = r->xcr0 | 1;
     c->xss = r->xss;
     memcpy(c->dr, r->dr, sizeof(c->dr));
-    c->tsc_offset = r->tsc - bt_host_tsc();
+    set_tsc(c, r->tsc);
     c->tsc_aux = r->tsc_aux;
     c->star = r->star;
     c->lstar = r->lstar;

@@ -65,6 +65,8 @@ void bt_mode_update(struct bt_vcpu *c)
     const uint32_t redo = BT_MODE_CODE | BT_MODE_PE | BT_MODE_VM86;
     uint32_t m = c->cpl | mode_features(c), old = c->mode;
 
+    if ((c->cr4 & BT_CR4_TSD) && c->cpl)
+        m |= BT_MODE_TSD;
     if (bt_pe(c))
         m |= BT_MODE_PE;
     if (bt_vm86(c))

@@ -41,7 +41,19 @@ static void on_kick(int sig, siginfo_t *info, void *ucv)
     if (c->in_code != 1)
         return;
     uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];
-    struct bt_block *b = in_blocks(c, pc) ? bt_block_at(c, pc) : bt_block_at(c, c->cache->last_ret);
+    const struct bt_cache *k = c->cache;
+    if (pc >= k->stub_stack[0] && pc < k->stub_commit) {
+        /* This glue goes back to its block without a look at `pending`: its
+         * return address is one of the upmost four words. */
+        const uint64_t *sp = (const uint64_t *)uc->uc_mcontext.gregs[REG_RSP];
+        for (unsigned i = 0; i < 4; i++) {
+            struct bt_block *b = in_blocks(c, sp[i]) ? bt_block_at(c, sp[i]) : NULL;
+            if (b)
+                bt_unlink_block(c, b);
+        }
+        return;
+    }
+    struct bt_block *b = in_blocks(c, pc) ? bt_block_at(c, pc) : bt_block_at(c, k->last_ret);
     if (b)
         bt_unlink_block(c, b);
 }

@@ -20,7 +20,7 @@
 
 enum insn_kind {
     K_GENERIC, K_NOP, K_OP, K_JCC, K_JMP, K_CALL, K_RET, K_JMP_IND, K_CALL_IND, K_LOOP, K_PUSH, K_POP, K_LEAVE, K_LEA,
-    K_STI, K_CLI, K_STD, K_CLD, K_BT, K_MOV_FROM_SREG, K_MOFFS,
+    K_STI, K_CLI, K_STD, K_CLD, K_BT, K_MOV_FROM_SREG, K_MOFFS, K_RDTSC, K_SWAPGS,
 };
 #define KIND_NEXT 0
 #define KIND_END 1
@@ -48,6 +48,7 @@ struct cold {
     uint32_t desc;
     uint32_t tag_abs; /* undo of the XOR: absolute address, or with r15 as index */
     bool indexed;
+    bool stack;
     uint32_t exit;
 };
 

@@ -233,7 +233,7 @@ static void emit_cold(struct trans *t)
             else
                 e_r_abs(e, 1, 0x33, H_R14, x->tag_abs);
             e_mov_imm(e, H_R15, x->desc);
-            e_call(e, k->stub_slow);
+            e_call(e, x->stack ? k->stub_stack[!!(x->desc & BT_DESC_WRITE)] : k->stub_slow);
             e_jmp(e, x->rejoin);
             break;
         case COLD_EXIT:
