@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 import urllib.request
 
 import guest
@@ -226,11 +227,15 @@ class Acceptance:
             self.result(status == 0 and hashlib.sha256(server.taken).hexdigest() in text, "8 MiB to the host", text)
         finally:
             server.shutdown()
-        status, text = run("(python3 -m http.server 8000 >/dev/null 2>&1 &) ; sleep 3; sha256sum sent")
-        try:
-            data = urllib.request.urlopen("http://127.0.0.1:%d/sent" % self.forward, timeout=vm.scaled(120)).read()
-        except OSError as trouble:
-            data = str(trouble).encode()
+        status, text = run("(python3 -m http.server 8000 >/dev/null 2>&1 &) ; sha256sum sent")
+        data = b""
+        for _ in range(20): # the server in the guest takes a moment to start; until then connections are reset
+            try:
+                data = urllib.request.urlopen("http://127.0.0.1:%d/sent" % self.forward, timeout=vm.scaled(120)).read()
+                break
+            except OSError as trouble:
+                data = str(trouble).encode()
+                time.sleep(2)
         self.result(hashlib.sha256(data).hexdigest() in text, "8 MiB through a forwarded port", data[-200:])
 
     def boots(self):

@@ -178,8 +178,11 @@ class Machine:
     def finish(self, timeout):
         """Waits for the end of the process; returns (exit status, rest of the output)."""
         until = time.monotonic() + timeout
-        while self._read(until):
-            pass
+        try:
+            while self._read(until):
+                pass
+        except Timeout:
+            raise Timeout("the VM did not end in %d s; the last output was:\n%s" % (timeout, self.tail()))
         status = self.proc.wait(max(1, until - time.monotonic()))
         rest, self.buffer = self.buffer, ""
         return status, rest
