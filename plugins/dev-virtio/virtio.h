@@ -22,7 +22,6 @@
 
 #include "virtqueue.h"
 
-#define VIRTIO_MAX_QUEUES 65u       /* net: 32 pairs and the control queue */
 #define VIRTIO_CONFIG_MAX 128u      /* device-specific configuration, bytes */
 #define VIRTIO_BAR_LEGACY 0u
 #define VIRTIO_BAR_MSIX 1u
