@@ -27,7 +27,11 @@ static int parse(int argc, char **argv, const char *operands, unsigned min, unsi
                  struct args *a)
 {
     static const struct option longs[] = {
-        {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {"wait", required_argument, NULL, 'w'}, {0}};
+        {"json", no_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'h'},
+        {"wait", required_argument, NULL, 'w'},
+        {0},
+    };
     bool stop = !strcmp(argv[0], "stop");
     int c;
 

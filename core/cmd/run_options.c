@@ -228,7 +228,9 @@ int hvx_run_parse(int argc, char **argv, struct hvx_run_options *o)
     for (size_t i = 0; i < N_OPTIONS; i++) {
         longs[i].name = table[i].name;
         longs[i].val = table[i].id;
-        longs[i].has_arg = !table[i].value ? no_argument : table[i].value[0] == '[' ? optional_argument : required_argument;
+        longs[i].has_arg = !table[i].value            ? no_argument
+                           : table[i].value[0] == '[' ? optional_argument
+                                                      : required_argument;
     }
     optind = 1;
     opterr = 0;

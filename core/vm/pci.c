@@ -206,7 +206,8 @@ void hvx_pci_cfg_write(struct hvx_pci_bus *bus, unsigned bdf, unsigned off, unsi
         *c = (uint8_t)((*c & ~w) | (b & w));
         *c &= (uint8_t) ~(b & d->w1c[off + i]);
     }
-    if ((off <= PCI_COMMAND + 1 && last >= PCI_COMMAND) || (off < PCI_BASE_ADDRESS_0 + 24 && last >= PCI_BASE_ADDRESS_0) ||
+    if ((off <= PCI_COMMAND + 1 && last >= PCI_COMMAND) ||
+        (off < PCI_BASE_ADDRESS_0 + 24 && last >= PCI_BASE_ADDRESS_0) ||
         (off < PCI_ROM_ADDRESS + 4 && last >= PCI_ROM_ADDRESS))
         hvx_pci_update_mappings(d);
     if (off <= PCI_COMMAND + 1 && last >= PCI_COMMAND)

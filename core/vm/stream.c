@@ -174,7 +174,8 @@ int hvx_state_read_header(FILE *f, struct hvx_error *err)
     if (fread(raw, 1, sizeof(raw), f) != sizeof(raw) || memcmp(raw, magic, sizeof(magic)))
         return hvx_fail(err, -EINVAL, "saved state: this is not a saved state of HVX");
     if (get32(raw + 8) != FORMAT)
-        return hvx_fail(err, -EINVAL, "saved state: the file has format %u, this program reads %u", get32(raw + 8), FORMAT);
+        return hvx_fail(err, -EINVAL, "saved state: the file has format %u, this program reads %u", get32(raw + 8),
+                        FORMAT);
     return 0;
 }
 

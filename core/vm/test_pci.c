@@ -69,9 +69,10 @@ static int setup(void **state)
 {
     static const uint8_t rom[3000] = {0x55, 0xaa};
     struct fixture *f = calloc(1, sizeof(*f));
-    struct hvx_pci_desc d = {.size = sizeof(d), .devfn = BDF, .vendor = 0x1af4, .device = 0x1042, .class_code = 0x010000,
-                             .irq_pin = 1, .msi_vectors = 1, .msix_vectors = 70, .msix_bar = 4, .rom = rom,
-                             .rom_size = sizeof(rom)};
+    struct hvx_pci_desc d = {.size = sizeof(d), .devfn = BDF, .vendor = 0x1af4, .device = 0x1042,
+                             .class_code = 0x010000,
+                             .irq_pin = 1, .msi_vectors = 1, .msix_vectors = 70, .msix_bar = 4,
+                             .rom = rom, .rom_size = sizeof(rom)};
     struct hvx_error err;
 
     f->vm = null_vm(&f->n, 1, 64 << 20, NULL, NULL);
@@ -336,7 +337,8 @@ static void nonsense_is_survived(void **state)
 
     for (unsigned i = 0; i < 200000; i++) {
         x = x * 1664525u + 1013904223u;
-        f->h->pci_cfg_write(f->vm, x >> 24 & 1 ? BDF : x >> 20 & 0x1ff, x >> 8 & 0x1ff, 1u << (x >> 5 & 3), x * 2654435761u);
+        f->h->pci_cfg_write(f->vm, x >> 24 & 1 ? BDF : x >> 20 & 0x1ff, x >> 8 & 0x1ff, 1u << (x >> 5 & 3),
+                            x * 2654435761u);
         x = x * 1664525u + 1013904223u;
         (void)f->h->pci_cfg_read(f->vm, BDF, x >> 8 & 0x1ff, 1u << (x >> 5 & 3));
         if (i % 64 == 0)

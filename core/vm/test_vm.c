@@ -50,7 +50,8 @@ static int toy_create(void *ctx, struct hvx_vm *vm, const struct hvx_config *con
     t->vm = vm;
     *(struct toy **)ctx = t;
     *dev = t;
-    return hvx_host_table()->region_add(vm, HVX_SPACE_PIO, 0x500, 8, 0, "toy", &toy_ops, t, &(struct hvx_region *){0}, err);
+    return hvx_host_table()->region_add(vm, HVX_SPACE_PIO, 0x500, 8, 0, "toy", &toy_ops, t,
+                                        &(struct hvx_region *){0}, err);
 }
 
 static void toy_reset(void *dev)
@@ -70,7 +71,8 @@ static const struct hvx_device_type toy_type = {
     .state = toy_state};
 
 /* A board that starts vCPU 0 somewhere else. */
-static int board_create(void *ctx, struct hvx_vm *vm, const struct hvx_config *config, void **dev, struct hvx_error *err)
+static int board_create(void *ctx, struct hvx_vm *vm, const struct hvx_config *config, void **dev,
+                        struct hvx_error *err)
 {
     (void)ctx, (void)config, (void)err;
     *dev = vm;
@@ -90,7 +92,8 @@ static void board_reset(void *dev)
 }
 
 static const struct hvx_device_type board_type = {
-    .size = sizeof(board_type), .role = HVX_ROLE_MACHINE, .name = "board", .create = board_create, .reset = board_reset};
+    .size = sizeof(board_type), .role = HVX_ROLE_MACHINE, .name = "board", .create = board_create,
+    .reset = board_reset};
 
 /* --- the fixture ------------------------------------------------------------------- */
 

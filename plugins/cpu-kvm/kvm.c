@@ -68,8 +68,10 @@ static void probe_memory(uint8_t *ram)
 
 static int probe_registers(struct hvx_vcpu *v)
 {
-    const struct kvm_segment code = {.limit = UINT32_MAX, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
-    const struct kvm_segment data = {.limit = UINT32_MAX, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+    const struct kvm_segment code = {
+        .limit = UINT32_MAX, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
+    const struct kvm_segment data = {
+        .limit = UINT32_MAX, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
     struct kvm_regs regs = {.rip = P_CODE, .rflags = 2};
     struct kvm_sregs sregs;
 
@@ -182,8 +184,8 @@ static int vm_open(struct kvm_plugin *p, struct hvx_vm *vm, unsigned n_vcpus, st
         return fd;
     }
     e->fd = ioctl(fd, KVM_CREATE_VM, 0);
-    if (e->fd < 0 || ioctl(e->fd, KVM_SET_IDENTITY_MAP_ADDR, &identity) < 0 || ioctl(e->fd, KVM_SET_TSS_ADDR, TSS) < 0 ||
-        ioctl(e->fd, KVM_CREATE_IRQCHIP, 0) < 0 || set_routing(e) < 0) {
+    if (e->fd < 0 || ioctl(e->fd, KVM_SET_IDENTITY_MAP_ADDR, &identity) < 0 ||
+        ioctl(e->fd, KVM_SET_TSS_ADDR, TSS) < 0 || ioctl(e->fd, KVM_CREATE_IRQCHIP, 0) < 0 || set_routing(e) < 0) {
         int r = -errno;
         vm_destroy(e);
         return hvx_fail(err, r, "/dev/kvm is there but cannot make a VM with interrupt controllers: %s", strerror(-r));

@@ -53,7 +53,8 @@ static void io_write(struct hvx_vm *vm, enum hvx_space space, uint64_t addr, uns
     memcpy(&seen.value, value, size);
 }
 
-static const struct hvx_host host = {.size = sizeof(host), .abi_major = HVX_ABI_MAJOR, .io_read = io_read, .io_write = io_write};
+static const struct hvx_host host = {
+    .size = sizeof(host), .abi_major = HVX_ABI_MAJOR, .io_read = io_read, .io_write = io_write};
 
 struct fixture {
     const struct hvx_cpu_ops *ops;
