@@ -12,7 +12,7 @@
 
 #include "virtio.h"
 
-#define NET_QUEUE_SIZE_MAX 1024u
+#define NET_QUEUE_SIZE_MAX VQ_SIZE_MAX
 #define NET_PAIRS_MAX 16u
 #define NET_MAC_TABLE 64u  /* addresses kept; more switch the filter off for that kind */
 #define NET_MERGE_MAX 64u  /* receive buffers joined for one frame */
