@@ -191,8 +191,10 @@ static void fw_cfg_by_dma(void **state)
     assert_int_equal(fw_dma(b, (uint32_t)key << 16 | 8 | 2, size + 16, 0x8000), 0);
     assert_memory_equal(hvxtest_mem(b->vm, 0x8000, size), whole, size);
     assert_int_equal(fw_dma(b, (uint32_t)key << 16 | 8 | 4, 64, 0), 0); /* select, skip 64 */
+    memset(hvxtest_mem(b->vm, 0x9000, 64), 0xcc, 64);
     assert_int_equal(fw_dma(b, 2, 36, 0x9000), 0);
     assert_memory_equal(hvxtest_mem(b->vm, 0x9000, 36), whole + 64, 36);
+    assert_int_equal(*(uint8_t *)hvxtest_mem(b->vm, 0x9024, 1), 0xcc); /* not a byte more */
     assert_int_equal(fw_dma(b, 0x10, 4, 0x9000) & 1, 1); /* writing is refused */
     assert_int_equal(fw_dma(b, (uint32_t)key << 16 | 8 | 2, 64, 0xf0000000) & 1, 1);
     assert_int_equal(fw_dma(b, (uint32_t)key << 16 | 8 | 2, 0xffffffff, 0x1000) & 1, 1);
