@@ -43,7 +43,8 @@ int boot_write(struct pc *pc, uint64_t gpa, const void *p, size_t n, const char 
 
 static struct hvx_segment flat(uint16_t selector, uint16_t type)
 {
-    return (struct hvx_segment){.base = 0, .limit = UINT32_MAX, .selector = selector, .attr = (uint16_t)(type | 0xc090)};
+    uint16_t attr = (uint16_t)(type | 0xc090);
+    return (struct hvx_segment){.base = 0, .limit = UINT32_MAX, .selector = selector, .attr = attr};
 }
 
 void boot_regs32(struct pc *pc, struct hvx_vcpu_regs *r, uint32_t eip)

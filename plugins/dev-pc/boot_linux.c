@@ -60,8 +60,8 @@ static int place_initrd(struct pc *pc, uint8_t *bp, uint64_t kernel_end, struct 
     if (!n)
         return 0;
     if (n + kernel_end > top)
-        return hvx_fail(err, -ENOMEM, "starting %s: the initrd of %llu MiB does not fit above the kernel; give the guest "
-                        "more memory", pc->info.kernel, (unsigned long long)(n >> 20) + 1);
+        return hvx_fail(err, -ENOMEM, "starting %s: the initrd of %llu MiB does not fit above the kernel; give the "
+                        "guest more memory", pc->info.kernel, (unsigned long long)(n >> 20) + 1);
     uint64_t at = (top - n) & ~0xfffull;
     put32(bp + HDR_INITRD, (uint32_t)at);
     put32(bp + HDR_INITRD_BYTES, (uint32_t)n);

@@ -19,7 +19,8 @@ static size_t spread(uint32_t position, size_t n)
 
 static void use(struct board *b)
 {
-    static const uint16_t first[] = {0x00, 0x40, 0x60, 0x70, 0xb0, 0xc0, 0x170, 0x1f0, 0x2f8, 0x370, 0x3f0, 0x510, 0x600};
+    static const uint16_t first[] = {0x00, 0x40, 0x60, 0x70, 0xb0, 0xc0,
+                                     0x170, 0x1f0, 0x2f8, 0x370, 0x3f0, 0x510, 0x600};
     for (unsigned i = 0; i < sizeof(first) / sizeof(first[0]); i++) {
         for (unsigned port = first[i]; port < first[i] + 16u; port++) {
             in8(b, (uint16_t)port);

@@ -28,7 +28,8 @@ static const struct hvx_option pc_options[] = {
     {.name = "ide3", .type = HVX_OPT_STRING, .help = "drive of the second channel's slave"},
     {.name = "hpet", .type = HVX_OPT_BOOL, .def = "on", .help = "high precision event timers"},
     {.name = "acpi", .type = HVX_OPT_BOOL, .def = "on", .help = "ACPI tables"},
-    {.name = "pvpanic", .type = HVX_OPT_BOOL, .def = "on", .help = "port 0x505, by which a guest says that it panicked"},
+    {.name = "pvpanic", .type = HVX_OPT_BOOL, .def = "on",
+     .help = "port 0x505, by which a guest says that it panicked"},
     {.name = "debugcon", .type = HVX_OPT_INT, .min = 0, .max = 0xffff, .def = "0x402",
      .help = "port of firmware's debug console; 0: none"},
     {.name = "debugcon-chr", .type = HVX_OPT_STRING, .def = "debugcon",
@@ -50,7 +51,8 @@ static int firmware_create(struct pc *pc, struct hvx_error *err)
     if (rc)
         return rc;
     if (b.len % PAGE) {
-        rc = hvx_fail(err, -EINVAL, "firmware %s: its %zu bytes are not a multiple of 4096; it is cut short or no firmware",
+        rc = hvx_fail(err, -EINVAL,
+                      "firmware %s: its %zu bytes are no multiple of 4096; it is cut short or no firmware",
                       path, b.len);
         pc_buf_free(&b);
         return rc;

@@ -357,8 +357,9 @@ static void dsdt_disassembles(void **state)
     assert_true(fd >= 0);
     assert_int_equal(write(fd, dsdt, n), n);
     close(fd);
-    snprintf(cmd, sizeof(cmd), "exec 2>/dev/null; iasl -p %s -d %s >%s.log 2>&1 && iasl -p %s.again %s.dsl >>%s.log 2>&1", path, path, path,
-             path, path, path);
+    snprintf(cmd, sizeof(cmd), "exec 2>/dev/null; iasl -p %s -d %s >%s.log 2>&1 && "
+             "iasl -p %s.again %s.dsl >>%s.log 2>&1",
+             path, path, path, path, path, path);
     int status = system(cmd);
     snprintf(line, sizeof(line), "%s.dsl", path);
     FILE *f = fopen(line, "r");
@@ -486,7 +487,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(functions_of_the_board), T(configuration_address_needs_a_dword), T(pam_switches_between_rom_and_ram),
         T(pirq_routing_follows_its_registers), T(cmos_tells_memory_and_processors), T(fw_cfg_by_ports),
-        T(fw_cfg_by_dma), T(acpi_tables_sum_up_and_agree_with_the_board), T(fadt_follows_the_pm_block), T(dsdt_disassembles),
+        T(fw_cfg_by_dma), T(acpi_tables_sum_up_and_agree_with_the_board), T(fadt_follows_the_pm_block),
+        T(dsdt_disassembles),
         T(smbios_structures_follow_one_another), cmocka_unit_test(missing_firmware_is_named),
         cmocka_unit_test(every_failure_at_creation_cleans_up), T(state_survives_the_round_trip),
     };

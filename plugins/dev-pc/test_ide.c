@@ -27,7 +27,8 @@ static int setup(void **state)
     struct hvx_vm *vm = board_vm();
     memset(&w, 0, sizeof(w));
     w.disk = hvxtest_disk_add(vm, "disk0", &(struct hvxtest_disk_params){.bytes = DISK_BYTES});
-    w.cd = hvxtest_disk_add(vm, "disk1", &(struct hvxtest_disk_params){.bytes = CD_BYTES, .read_only = true, .cdrom = true});
+    w.cd = hvxtest_disk_add(vm, "disk1",
+                              &(struct hvxtest_disk_params){.bytes = CD_BYTES, .read_only = true, .cdrom = true});
     for (unsigned i = 0; i < DISK_BYTES; i++)
         hvxtest_disk_data(w.disk)[i] = (uint8_t)(i >> 9 ^ i);
     for (unsigned i = 0; i < CD_BYTES; i++)

@@ -241,7 +241,8 @@ static void display_interface(void **state)
     dispi(b, 2, 600);
     dispi(b, 3, 32);
     dispi(b, 4, 0x41);
-    uint64_t lfb = hvxtest_pci_bar(hvxtest_pci_at(b->vm, 0x10), 0), regs = hvxtest_pci_bar(hvxtest_pci_at(b->vm, 0x10), 2);
+    uint64_t lfb = hvxtest_pci_bar(hvxtest_pci_at(b->vm, 0x10), 0);
+    uint64_t regs = hvxtest_pci_bar(hvxtest_pci_at(b->vm, 0x10), 2);
     hvxtest_mmio_write(b->vm, lfb + (10 * 800 + 20) * 4, 4, 0x00123456);
     assert_int_equal(hvxtest_render(b->vm, &s), 0);
     assert_int_equal(s.width, 800);
