@@ -95,6 +95,7 @@ struct backend {
     void *(*at)(struct backend *b, uint64_t address);
     int (*run)(struct backend *b, unsigned n_cases); /* 0, or -1 with a message printed */
     void (*stats)(struct backend *b);
+    void (*fini)(struct backend *b);
 };
 extern struct backend native_backend, guest_backend;
 uint64_t driver_enter_at(void);

@@ -25,6 +25,7 @@ extern const struct hvx_plugin hvx_plugin_cpu_bt;
 static const struct hvx_cpu_ops *ops;
 static struct hvx_engine_vm *vm;
 static struct hvx_vcpu *vcpu;
+static void *ctx;
 static uint8_t *ram;
 static volatile bool batch_done;
 
@@ -191,7 +192,6 @@ static int guest_init(struct backend *b)
 {
     struct hvx_error err = {.text = ""};
     struct hvx_engine_config cfg = {.size = sizeof(cfg), .n_vcpus = 1, .cpu_model = "host", .tsc_hz = 2000000000};
-    void *ctx = NULL;
     int fd = memfd_create("difftest", MFD_CLOEXEC);
 
     if (fd < 0 || ftruncate(fd, RAM_SIZE))
@@ -260,4 +260,16 @@ static void guest_stats(struct backend *b)
     ops->stats(vm, print_stat, NULL);
 }
 
-struct backend guest_backend = {"engine", guest_init, guest_at, guest_run, guest_stats};
+static void guest_fini(struct backend *b)
+{
+    (void)b;
+    if (vcpu)
+        ops->vcpu_destroy(vcpu);
+    if (vm)
+        ops->vm_destroy(vm);
+    if (ctx)
+        hvx_plugin_cpu_bt.fini(ctx);
+    vcpu = NULL, vm = NULL, ctx = NULL;
+}
+
+struct backend guest_backend = {"engine", guest_init, guest_at, guest_run, guest_stats, guest_fini};

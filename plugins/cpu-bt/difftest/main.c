@@ -596,6 +596,8 @@ int main(int argc, char **argv)
         return 0;
     if (opt.stats && other->stats)
         other->stats(other);
+    if (other->fini)
+        other->fini(other);
     printf("difftest: seed %llu, %zu forms (%zu not on this host), %llu cases (%llu with an exception), %llu failures in %zu "
            "forms, %.1f s\n",
            (unsigned long long)opt.seed, run, unsupported, (unsigned long long)total_cases, (unsigned long long)total_faults,

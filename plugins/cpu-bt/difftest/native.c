@@ -103,7 +103,7 @@ static int native_run(struct backend *b, unsigned n)
     return 0;
 }
 
-struct backend native_backend = {"native", native_init, native_at, native_run, NULL};
+struct backend native_backend = {"native", native_init, native_at, native_run, NULL, NULL};
 
 uint64_t driver_enter_at(void) { return mode32 ? DRIVER_AT(driver_enter32) : DRIVER_AT(driver_enter64); }
 
