@@ -219,7 +219,8 @@ ud_here:
 1:  mov $0x10, %bx
     mov %bx, %ds
     mov %bx, %es
-    addr32 movl $0xcafebabe, %ds:0x200000
+    mov $0x200000, %esi
+    movl $0xcafebabe, (%esi)
     ljmpl $0x18, $in_32
     .code32
 in_32:
@@ -235,11 +236,12 @@ in_32:
     mov %ax, %ss
     mov %ax, %ds
     mov %ax, %es
-    addr32 cmpl $0x12345678, %ds:0x200004
+    mov $0x200000, %esi
+    cmpl $0x12345678, 4(%esi)
     good_if e
     check name_protected
     mov $0x200000, %esi
-    addr32 mov (%esi), %eax
+    mov (%esi), %eax
     cmp $0xcafebabe, %eax
     good_if e
     check name_unreal

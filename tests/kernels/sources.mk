@@ -17,16 +17,16 @@ EXTRA_DIST += $(kernel_common) kernels/start32.S kernels/start64.S $(KERNELS_32:
 
 $(KERNELS_32): kernels/%.elf: kernels/%.c $(kernel_common) kernels/start32.S
 	$(AM_V_GEN)$(MKDIR_P) kernels && $(CC) $(KERNEL_FLAGS_32) -Wl,-m,elf_i386,--build-id=none,--no-warn-rwx-segments \
-	    -static -no-pie -T $(srcdir)/kernels/kernel.ld -o $@ $(srcdir)/kernels/start32.S $< $(srcdir)/kernels/tk.c
+	    -static -T $(srcdir)/kernels/kernel.ld -o $@ $(srcdir)/kernels/start32.S $< $(srcdir)/kernels/tk.c
 # Multiboot loaders want 32-bit ELF files: the 64-bit code is wrapped, its addresses are below 4 GiB anyway.
 $(KERNELS_64): kernels/%.elf: kernels/%.c $(kernel_common) kernels/start64.S
 	$(AM_V_GEN)$(MKDIR_P) kernels && $(CC) $(KERNEL_FLAGS_64) \
 	    -Wl,-m,elf_x86_64,-z,max-page-size=4096,--build-id=none,--no-warn-rwx-segments \
-	    -static -no-pie -T $(srcdir)/kernels/kernel.ld -o $@.64 $(srcdir)/kernels/start64.S $< $(srcdir)/kernels/tk.c && \
+	    -static -T $(srcdir)/kernels/kernel.ld -o $@.64 $(srcdir)/kernels/start64.S $< $(srcdir)/kernels/tk.c && \
 	    objcopy -I elf64-x86-64 -O elf32-i386 $@.64 $@ && rm -f $@.64
 # SeaBIOS takes no virtio disk of a few sectors for bootable.
 $(KERNEL_BOOT): kernels/%.img: kernels/%.S
-	$(AM_V_GEN)$(MKDIR_P) kernels && $(CC) -m32 -nostdlib -static -no-pie \
+	$(AM_V_GEN)$(MKDIR_P) kernels && $(CC) -m32 -nostdlib -static \
 	    -Wl,-m,elf_i386,--build-id=none,-Ttext=0x7c00,--oformat=binary -o $@ $< && truncate -s 1M $@
 
 dist_check_SCRIPTS += kernels/kernels.py

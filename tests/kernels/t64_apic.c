@@ -142,7 +142,7 @@ static void ipis(void)
     CHECK(hits[0x61] == 1 && hits[0x72] == 2, "tpr-holds-back");
     EQUAL(get(PPR), 0x60, "ppr");
     set(TPR, 0);
-    __asm__ volatile("nop; nop");
+    wait_hits(0x61, 2); /* at once on hardware, TCG takes until the end of its block */
     EQUAL(hits[0x61], 2, "tpr-lowered-delivers");
     CLI;
     if (!x2) {
@@ -152,6 +152,7 @@ static void ipis(void)
         STI;
         EQUAL(hits[0x72], 2, "cr8-holds-back");
         WRITE_REG("cr8", 0);
+        wait_hits(0x72, 3);
         EQUAL(hits[0x72], 3, "cr8-lowered-delivers");
         CLI;
     }
