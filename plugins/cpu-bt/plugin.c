@@ -454,7 +454,7 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
 #define S(field, unit) fn(opaque, g, #field, c->st.field, unit)
         S(blocks, "blocks");
         S(insns_translated, "instructions");
-        S(translate_ns, "cycles");
+        fn(opaque, g, "translate_ns", (uint64_t)((double)c->st.translate_cycles * 1e9 / (double)vm->tsc_hz), "ns");
         S(code_bytes, "bytes");
         S(chains, "links");
         S(dispatches, "times");

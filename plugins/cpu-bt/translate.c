@@ -351,7 +351,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     bt_block_insert(c, b);
     c->st.blocks++;
     c->st.insns_translated += t->n;
-    c->st.translate_ns += bt_host_tsc() - t0;
+    c->st.translate_cycles += bt_host_tsc() - t0;
     c->st.code_bytes = (uint64_t)(k->hot_p - k->hot) + (uint64_t)(k->cold_p - k->cold);
     return b;
 }
