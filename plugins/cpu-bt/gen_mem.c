@@ -11,6 +11,7 @@
  * Stack accesses use a one-entry TLB at fixed addresses instead.
  */
 #include "trans.h"
+#include <assert.h>
 
 void gen_flags_save(struct trans *t)
 {
@@ -119,6 +120,7 @@ void trans_map(struct trans *t, struct bt_map_entry *m, uint32_t host, unsigned 
 
 struct cold *trans_cold(struct trans *t, unsigned type, uint8_t *site)
 {
+    assert(t->n_cold < BT_MAX_COLD);
     struct cold *x = &t->cold[t->n_cold++];
     memset(x, 0, sizeof(*x));
     x->type = (uint8_t)type;

@@ -52,6 +52,9 @@ struct cold {
     uint32_t exit;
 };
 
+/* PUSH m and POP m with checked segments have four cold paths each; the block's end adds its exits. */
+#define BT_MAX_COLD (BT_MAX_INSNS * 4 + 8)
+
 struct trans {
     struct bt_vcpu *c;
     struct bt_cache *k;
@@ -63,9 +66,9 @@ struct trans {
     uint64_t rip, cs_base;
     struct insn insn[BT_MAX_INSNS + 2];
     unsigned n;
-    struct cold cold[BT_MAX_INSNS * 4];
+    struct cold cold[BT_MAX_COLD];
     unsigned n_cold;
-    struct bt_map_entry map[BT_MAX_INSNS * 6];
+    struct bt_map_entry map[BT_MAX_INSNS + 1 + BT_MAX_COLD];
     unsigned n_map;
     struct bt_block *b;
     bool in_reg, in_slot;

@@ -311,6 +311,23 @@ in_32:
     cmp %sp, %bx
     good_if e
     check name_frames
+    /* A long run of pushes from memory: two checked accesses in each instruction. */
+    mov $0x10, %ax /* a base, so that nothing is flat */
+    mov %ax, %ds
+    mov $word_pushed - 0x100, %bx
+    mov %sp, %bp
+    .rept 130
+    pushw (%bx)
+    .endr
+    pop %ax
+    xor %bx, %bx
+    mov %bx, %ds
+    add $258, %sp
+    cmp %sp, %bp
+    jne 1f
+    cmp $0x1234, %ax
+1:  good_if e
+    check name_pushes
 
     mov $text_plan, %si
     call print
@@ -435,5 +452,9 @@ name_far:
     .asciz "far-call"
 name_frames:
     .asciz "enter-leave"
+name_pushes:
+    .asciz "pushes-from-memory"
+word_pushed:
+    .word 0x1234
     .org 17 * 512
     .section .note.GNU-stack,"",@progbits
