@@ -215,7 +215,7 @@ struct bt_vcpu {
     } bounce;
     /* Four host pages - none, read-write, none, none - where a masked vector
      * operand is put whose guest pages are not all accessible: the host finds
-     * out whether an active element touches a bad one (mmu.c). */
+     * out whether an active element touches a bad one (slow.c). */
     struct {
         uint8_t *base;
         uint64_t host, lin; /* of the operand's first byte */

@@ -43,7 +43,7 @@ void bt_sync_process(struct bt_vcpu *c);
 void bt_quiescent_enter(struct bt_vcpu *c);
 void bt_quiescent_leave(struct bt_vcpu *c);
 
-/* mmu.c */
+/* mmu.c, tlb.c, slow.c */
 void bt_tlb_drop_write(struct bt_vcpu *c, uint64_t pa);
 /* Linear code address to page: raises #PF. */
 const uint8_t *bt_code_page(struct bt_vcpu *c, uint64_t lin, uint64_t *pa);
