@@ -3,7 +3,9 @@
  * plugins/cpu-bt/trans.h - the translator's inside: one struct trans per
  * vCPU, used while a block is made. Files: translate.c (block by block:
  * decoding, liveness, exits), classify.c (which way an instruction goes),
- * gen_mem.c (addresses and look-ups), gen_insn.c (instructions).
+ * gen_mem.c (addresses and look-ups), gen_insn.c (control transfers, choice of
+ * a generator), gen_encode.c (re-encoded instructions), gen_data.c (stack and
+ * moves), gen_op.c (calls of C).
  *
  * Flags while a block is made: `in_reg` says that host RFLAGS hold the guest's
  * arithmetic flags, `in_slot` that c->flags_slot does. Both may be true; both
@@ -119,6 +121,26 @@ void gen_commit(struct trans *t); /* after a store, in careful blocks */
 void gen_flags_before_mem(struct trans *t);
 void trans_map(struct trans *t, struct bt_map_entry *m, uint32_t host, unsigned off);
 struct cold *trans_cold(struct trans *t, unsigned type, uint8_t *site);
+/* gen_encode.c */
+void gen_generic(struct trans *t, struct insn *x); /* re-encoded */
+void gen_vzero(struct trans *t, struct insn *x);
+void gen_flags_for(struct trans *t, struct insn *x);  /* into RFLAGS if x or what follows needs them */
+void gen_flags_done(struct trans *t, struct insn *x); /* x has written its flags */
+/* gen_data.c */
+void gen_load_gpr(struct trans *t, unsigned h, unsigned g); /* host register h = guest register g */
+void gen_store_gpr(struct trans *t, unsigned g, unsigned h, unsigned size); /* x86 rules for the size; clobbers h */
+void gen_load_at_r14(struct trans *t, unsigned h, unsigned size); /* h = [r14], zero-extended */
+void gen_store_at_r14(struct trans *t, unsigned h, unsigned size);
+void gen_store_imm_at_r14(struct trans *t, uint64_t v, unsigned size); /* clobbers r15 */
+void gen_push(struct trans *t, struct insn *x);
+void gen_pop(struct trans *t, struct insn *x);
+void gen_leave(struct trans *t, struct insn *x);
+void gen_lea(struct trans *t, struct insn *x);
+void gen_bt(struct trans *t, struct insn *x);
+void gen_mov_from_sreg(struct trans *t, struct insn *x);
+void gen_moffs(struct trans *t, struct insn *x);
+/* gen_op.c */
+void gen_op(struct trans *t, struct insn *x);
 /* gen_insn.c */
 void gen_insn(struct trans *t, struct insn *x);
 /* translate.c */
