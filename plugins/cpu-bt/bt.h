@@ -170,6 +170,7 @@ struct bt_vcpu {
     uint64_t stk_tag[2]; /* one-entry TLB for the stack, [0] supervisor [1] user: as tag_w */
     uint64_t stk_host[2];
     uint64_t stk_rtag[2]; /* as tag_r */
+    uint32_t flags_fn;    /* after an indirect exit: code that makes the flags in RFLAGS; clobbers r15 */
 
     /* Architectural state, C code only. attr as in struct hvx_segment
      * (descriptor bits 40..55, bit 8 = unusable/null). */

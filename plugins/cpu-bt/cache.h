@@ -2,11 +2,12 @@
  *
  * plugins/cpu-bt/cache.h - a vCPU's translations: blocks, exits, chains.
  *
- * A block is a straight run of guest instructions keyed by guest-physical
+ * A block is a straight run of guest instructions, with side exits at
+ * conditional branches, keyed by guest-physical
  * address, guest RIP, CS base and mode. Its host code lies in the hot area;
  * slow paths and exit stubs in the cold area. Three ways in:
  *   ind  by indirect jump: r14 holds the RIP aimed at, which is compared with
- *        the block's own; flags are in the slot;
+ *        the block's own; the code at c->flags_fn makes the flags;
  *   a    flags are in the slot;
  *   b    flags are in host RFLAGS.
  * When no flag is live at the start, a and b coincide.
@@ -25,6 +26,7 @@
 #include "bt.h"
 
 #define BT_MAX_INSNS 64
+#define BT_MAX_BRANCHES 4 /* conditional ones that a block goes on after */
 #define BT_HOT_BYTES (24u << 20)
 #define BT_COLD_BYTES (24u << 20)
 #define BT_MAX_BLOCKS (256u * 1024)
@@ -100,7 +102,7 @@ struct bt_cache {
     uint32_t n_tlb_touched[2][2];
     /* stubs */
     uint32_t stub_stack[2], stub_slow, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
-        stub_irq, stub_careful, stub_segfault;
+        stub_irq, stub_careful, stub_segfault, stub_flags_slot;
     uint32_t stubs_start, stubs_end;
     void (*enter)(struct bt_vcpu *c, uint64_t host);
     uint32_t unlinked[16];

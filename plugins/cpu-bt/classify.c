@@ -234,8 +234,10 @@ static void set_flags(struct insn *x)
     default:
         break;
     }
-    /* Undefined results may be "unchanged" on real processors: do not count on them. */
+    /* Undefined results may be "unchanged" on real processors: do not count on them; but AF after logic is not. */
     x->f_kill &= ~f->undefined | (f->modified | f->set_0 | f->set_1);
+    if (x->d.mnemonic == M(AND) || x->d.mnemonic == M(OR) || x->d.mnemonic == M(XOR) || x->d.mnemonic == M(TEST))
+        x->f_kill |= BT_AF;
     if (x->d.mnemonic == M(BSF) || x->d.mnemonic == M(BSR))
         x->f_kill &= BT_ZF;
     switch (x->d.mnemonic) { /* may fault on the host: the flags before are needed then */
@@ -246,12 +248,23 @@ static void set_flags(struct insn *x)
     }
 }
 
+static void set_writes(struct insn *x)
+{
+    bool high;
+    x->gpr_wr = 0;
+    for (unsigned i = 0; i < x->d.operand_count; i++)
+        if (x->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && is_gpr(x->op[i].reg.value) &&
+            (x->op[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+            x->gpr_wr |= 1u << reg_number(x->op[i].reg.value, &high) % (high ? 4 : 16);
+}
+
 void trans_classify(struct trans *t, struct insn *x)
 {
     const ZydisDecodedInstruction *d = &x->d;
     x->f_read = x->f_write = x->f_kill = 0;
     x->kind = K_GENERIC;
     set_flags(x);
+    set_writes(x);
     if (d->meta.category == ZYDIS_CATEGORY_STRINGOP) {
         switch (d->opcode & 0xfe) {
         case 0xa4: set_op(x, BT_OP_movs); break;

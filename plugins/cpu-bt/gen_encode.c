@@ -319,19 +319,6 @@ static void swap_high(struct bt_emit *e, unsigned low) /* xchg al, ah and so on 
     e_mod_rr(e, low + 4, low);
 }
 
-void gen_flags_for(struct trans *t, struct insn *x)
-{
-    if (x->f_read || (x->f_write && (x->live_after & ~x->f_kill)))
-        gen_flags_restore(t);
-}
-void gen_flags_done(struct trans *t, struct insn *x)
-{
-    if (x->f_write) {
-        t->in_reg = true;
-        t->in_slot = false;
-    }
-}
-
 /* Operands whose misalignment is #GP: the host finds it for those done in place,
  * the slow path must for those that cross pages. */
 static bool must_be_aligned(const ZydisDecodedInstruction *d, unsigned size)

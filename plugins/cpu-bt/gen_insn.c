@@ -58,8 +58,7 @@ static void gen_loop(struct trans *t, struct insn *x)
     bool loop = x->d.mnemonic == ZYDIS_MNEMONIC_LOOP || x->d.mnemonic == ZYDIS_MNEMONIC_LOOPE ||
                 x->d.mnemonic == ZYDIS_MNEMONIC_LOOPNE;
     bool zf = x->d.mnemonic == ZYDIS_MNEMONIC_LOOPE || x->d.mnemonic == ZYDIS_MNEMONIC_LOOPNE;
-    if (zf)
-        gen_flags_restore(t);
+    gen_flags_restore(t);
     if (loop) {
         if (aw == 16)
             e8(e, 0x66);
@@ -97,6 +96,8 @@ void gen_insn(struct trans *t, struct insn *x)
 {
     struct bt_emit *e = &t->e;
     struct bt_vcpu *c = t->c;
+    if (x->kind != K_GENERIC)
+        gen_flags_before_write(t, x);
     switch (x->kind) {
     case K_GENERIC:
         if (!t->code64 && (x->d.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER || x->d.mnemonic == ZYDIS_MNEMONIC_VZEROALL))
@@ -157,7 +158,6 @@ void gen_insn(struct trans *t, struct insn *x)
     case K_JCC: {
         gen_flags_restore(t);
         gen_exit_jcc(t, jcc_code(x), branch_target(t, x));
-        gen_exit(t, next_rip(t, x));
         break;
     }
     case K_JMP: gen_exit(t, branch_target(t, x)); break;
@@ -179,4 +179,5 @@ void gen_insn(struct trans *t, struct insn *x)
         break;
     case K_LOOP: gen_loop(t, x); break;
     }
+    gen_flags_after(t, x);
 }

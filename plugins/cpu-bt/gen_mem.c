@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * plugins/cpu-bt/gen_mem.c - addresses, look-ups in the software TLB, and the
- * saving of flags around them. Ordinary C.
+ * plugins/cpu-bt/gen_mem.c - addresses, look-ups in the software TLB. Ordinary C.
  *
  * A look-up, with the linear address in r14 (flags are dead or in the slot):
  *     rorx r15d, r14d, 7 ; and r15d, index mask     entry of the page
@@ -12,57 +11,6 @@
  */
 #include "trans.h"
 #include <assert.h>
-
-void gen_flags_save(struct trans *t)
-{
-    if (!t->in_reg || t->in_slot)
-        return;
-    struct bt_emit *e = &t->e;
-    e_mov_rr(e, H_R15, H_RAX);
-    e8(e, 0x9f); /* lahf */
-    e8(e, 0x0f); /* seto al */
-    e8(e, 0x90);
-    e8(e, 0xc0);
-    e_store32(e, H_RAX, &t->c->flags_slot);
-    e_mov_rr(e, H_RAX, H_R15);
-    t->in_slot = true;
-}
-
-static void restore(struct trans *t)
-{
-    struct bt_emit *e = &t->e;
-    e_load32(e, H_RAX, &t->c->flags_slot);
-    e8(e, 0x04); /* add al, 0x7f: OF again */
-    e8(e, 0x7f);
-    e8(e, 0x9e); /* sahf */
-    t->in_reg = true;
-}
-
-void gen_flags_restore(struct trans *t)
-{
-    if (t->in_reg || !t->in_slot)
-        return;
-    e_mov_rr(&t->e, H_R15, H_RAX);
-    restore(t);
-    e_mov_rr(&t->e, H_RAX, H_R15);
-}
-
-void gen_flags_restore_tmp(struct trans *t)
-{
-    if (t->in_reg || !t->in_slot)
-        return;
-    e_store(&t->e, H_RAX, &t->c->tmp[1]);
-    restore(t);
-    e_load(&t->e, H_RAX, &t->c->tmp[1]);
-}
-
-/* A look-up is about to clobber RFLAGS. */
-void gen_flags_before_mem(struct trans *t)
-{
-    if (live_before(t->cur))
-        gen_flags_save(t);
-}
-static void flags_clobbered(struct trans *t) { t->in_reg = false; }
 
 /* Put a guest register into a host register that can be used in an address;
  * memory-resident ones are loaded into `scratch`. */
@@ -126,6 +74,8 @@ struct cold *trans_cold(struct trans *t, unsigned type, uint8_t *site)
     x->type = (uint8_t)type;
     x->site = site;
     x->off = (uint16_t)(t->cur ? t->cur->rip - t->rip : 0);
+    if (type != COLD_EXIT && type != COLD_FLAGS && gen_flags_are_again(t))
+        x->again = t->again;
     return x;
 }
 
@@ -138,7 +88,7 @@ static void lookup(struct trans *t, unsigned size, bool rd, bool wr, bool stack)
     uint32_t desc = size | (wr ? BT_DESC_WRITE : 0) | (rd ? BT_DESC_READ : 0) | (s ? BT_DESC_USER : 0) |
                     (stack ? BT_DESC_STACK : 0) | t->desc_extra;
     t->desc_extra = 0;
-    flags_clobbered(t);
+    gen_flags_clobbered(t);
     if (t->careful) {
         e_mov_imm(e, H_R15, desc | BT_DESC_CAREFUL);
         e_call(e, t->k->stub_slow);
@@ -197,14 +147,14 @@ static void segment(struct trans *t, unsigned seg, unsigned size, bool wr)
     if (t->careful) {
         e_mov_imm(e, H_R15, seg | size << 8 | (wr ? 1u << 30 : 0));
         e_call(e, t->k->stub_segfault);
-        flags_clobbered(t);
+        gen_flags_clobbered(t);
         return;
     }
     e_lea(e, 1, H_R15, H_R14, -1, 0, (int32_t)size - 1);
     e_r_abs(e, 1, 0x89, H_R15, e_abs(&c->tmp[2]));
     e_load32(e, H_R15, wr ? &c->seg_wlimit[seg] : &c->seg_rlimit[seg]);
     e_r_abs(e, 1, 0x3b, H_R15, e_abs(&c->tmp[2])); /* cmp limit, last */
-    flags_clobbered(t);
+    gen_flags_clobbered(t);
     trans_cold(t, COLD_CAREFUL, e_jcc(e, CC_BE, 0)); /* "last == limit" may go to C too: a limit of 0 stands for "always C" */
     e_load(e, H_R15, &c->seg_base[seg]);
     e_lea(e, 0, H_R14, H_R14, H_R15, 0, 0);
@@ -279,21 +229,22 @@ void gen_stack_at_rbp(struct trans *t, unsigned size)
     lookup(t, size, false, false, true);
 }
 
-/* SP += delta; keeps flags */
+/* SP += delta; keeps flags. `again` still stands if RSP was its operand: see only_steps(). */
 void gen_sp_add(struct trans *t, int delta)
 {
     struct bt_emit *e = &t->e;
     if (!stack64(t) && !stack32(t))
         e8(e, 0x66);
     e_lea(e, stack64(t), H_R13, H_R13, -1, 0, delta);
+    if (t->again.regs & 1u << BT_RSP)
+        t->again.bias += delta;
 }
 
 void gen_commit(struct trans *t)
 {
     if (!t->careful)
         return;
-    if (t->in_reg && !t->in_slot)
-        gen_flags_save(t);
+    gen_flags_save(t);
     e_call(&t->e, t->k->stub_commit);
-    t->in_reg = false;
+    gen_flags_clobbered(t);
 }

@@ -56,6 +56,11 @@ static void on_kick(int sig, siginfo_t *info, void *ucv)
     struct bt_block *b = in_blocks(c, pc) ? bt_block_at(c, pc) : bt_block_at(c, k->last_ret);
     if (b)
         bt_unlink_block(c, b);
+    /* A flags_fn goes back to the block that called it. */
+    uint64_t ret = *(const uint64_t *)uc->uc_mcontext.gregs[REG_RSP];
+    b = in_blocks(c, ret) ? bt_block_at(c, ret) : NULL;
+    if (b)
+        bt_unlink_block(c, b);
 }
 
 /* Guest vector state is in the registers: no sanitizer's function before the jump. */

@@ -15,6 +15,7 @@
 #include "emit.h"
 #include "phys.h"
 #include "run.h"
+#include "trans.h"
 
 static const uint8_t guest_to_host[16] = {H_RAX, H_RCX, H_RDX, H_RBX, H_R13, H_RBP, H_RSI, H_RDI,
                                           H_R8,  H_R9,  H_R10, H_R11, H_R12, 255,   255,   255};
@@ -92,6 +93,11 @@ void bt_stubs_emit(struct bt_vcpu *c)
     e8(e, 0x5b);
     e8(e, 0xc3);
 
+    /* flags_slot: a flags_fn: they are in the slot */
+    k->stub_flags_slot = e_here(e);
+    flags_from_slot(e, c);
+    e8(e, 0xc3);
+
     /* go: rax = host address of a block's ind or a entry, or of leave */
     k->stub_go = e_here(e);
     e_store(e, H_RAX, &k->last_ret);
@@ -100,6 +106,9 @@ void bt_stubs_emit(struct bt_vcpu *c)
     e_jcc(e, CC_NE, k->stub_leave);
     e_mov_rr(e, H_R15, H_RAX);
     fp_restore(e, c);
+    e8(e, 0xc7); /* mov dword [flags_fn], stub_flags_slot */
+    e_mod_abs(e, 0, e_abs(&c->flags_fn));
+    e32(e, k->stub_flags_slot);
     load_all(e, c);
     e_load(e, H_R14, &c->rip);
     e_jmp_r(e, H_R15);
@@ -278,9 +287,12 @@ void bt_stubs_emit(struct bt_vcpu *c)
     call_c(e, c, (void *)bt_op_end_c);
     e_jmp(e, k->stub_go);
 
-    /* jc_miss: r14 = rip, flags in the slot */
+    /* jc_miss: r14 = rip, flags by flags_fn */
     for (unsigned t = 0; t < 2; t++) {
         k->stub_jc_miss[t] = e_here(e);
+        e8(e, 0xff); /* call [flags_fn] */
+        e_mod_abs(e, 2, e_abs(&c->flags_fn));
+        flags_to_slot(e, c);
         spill_all(e, c);
         e_store(e, H_R14, &c->rip);
         e_store8_imm(e, &c->in_code, 2);

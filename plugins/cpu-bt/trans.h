@@ -3,13 +3,13 @@
  * plugins/cpu-bt/trans.h - the translator's inside: one struct trans per
  * vCPU, used while a block is made. Files: translate.c (block by block:
  * decoding, liveness, exits), classify.c (which way an instruction goes),
- * gen_mem.c (addresses and look-ups), gen_insn.c (control transfers, choice of
+ * gen_flags.c, gen_mem.c (addresses and look-ups), gen_insn.c (control transfers, choice of
  * a generator), gen_encode.c (re-encoded instructions), gen_data.c (stack and
  * moves), gen_op.c (calls of C).
  *
  * Flags while a block is made: `in_reg` says that host RFLAGS hold the guest's
- * arithmetic flags, `in_slot` that c->flags_slot does. Both may be true; both
- * are false where no flag is live.
+ * arithmetic flags, `in_slot` that c->flags_slot does. Both may be true. Where
+ * neither is, `again` tells how to make them from registers, or no flag is live.
  */
 #ifndef BT_TRANS_H
 #define BT_TRANS_H
@@ -24,6 +24,17 @@ enum insn_kind {
     K_GENERIC, K_NOP, K_OP, K_JCC, K_JMP, K_CALL, K_RET, K_JMP_IND, K_CALL_IND, K_LOOP, K_PUSH, K_POP, K_LEAVE, K_LEA,
     K_STI, K_CLI, K_STD, K_CLD, K_BT, K_MOV_FROM_SREG, K_MOFFS, K_RDTSC, K_SWAPGS,
 };
+/* How to make the flags of an earlier instruction once more. Host registers;
+ * nothing but RFLAGS has changed afterwards. */
+enum again_kind { AGAIN_NONE, AGAIN_TEST, AGAIN_CMP, AGAIN_ADD, AGAIN_SUB, AGAIN_NEG };
+struct again {
+    uint8_t kind, size, dst, src;
+    bool has_imm;
+    int32_t imm;
+    int32_t bias;  /* the guest's RSP, if it is dst, has moved by this since */
+    uint32_t regs; /* guest registers it depends on */
+};
+
 #define KIND_NEXT 0
 #define KIND_END 1
 #define KIND_JUMP 2
@@ -38,13 +49,15 @@ struct insn {
     uint16_t op_id;
     uint32_t f_read, f_write, f_kill; /* arithmetic flags */
     uint32_t live_after;
+    uint32_t gpr_wr; /* guest registers it writes */
 };
 
-enum cold_type { COLD_SLOW, COLD_EXIT, COLD_IRQ, COLD_CAREFUL };
+enum cold_type { COLD_SLOW, COLD_EXIT, COLD_IRQ, COLD_CAREFUL, COLD_FLAGS };
 struct cold {
     uint8_t type;
     uint8_t save_flags;
     uint16_t off; /* of the instruction in the block */
+    struct again again; /* make the flags so and save them, before anything else */
     uint8_t *site;    /* rel32 of the jump here */
     uint32_t rejoin;
     uint32_t desc;
@@ -74,6 +87,7 @@ struct trans {
     unsigned n_map;
     struct bt_block *b;
     bool in_reg, in_slot;
+    struct again again;
     uint32_t desc_extra; /* BT_DESC_ALIGNED, BT_DESC_SS for the next look-up */
     int rsp_bias; /* POP [rsp+x]: added to RSP in addresses */
     struct insn *cur;
@@ -107,10 +121,22 @@ static inline bool is_gpr(ZydisRegister r)
 
 /* classify.c */
 void trans_classify(struct trans *t, struct insn *x);
-/* gen_mem.c */
-void gen_flags_save(struct trans *t);    /* to the slot if they are only in RFLAGS; clobbers r15 */
+/* gen_flags.c */
+void gen_flags_save(struct trans *t);    /* to the slot; clobbers r15 */
 void gen_flags_restore(struct trans *t); /* to RFLAGS; clobbers r15 */
 void gen_flags_restore_tmp(struct trans *t); /* the same without r15 */
+void gen_flags_before_mem(struct trans *t); /* a look-up is about to clobber RFLAGS */
+void gen_flags_clobbered(struct trans *t);
+void gen_flags_for(struct trans *t, struct insn *x);  /* into RFLAGS if x or what follows needs them */
+void gen_flags_done(struct trans *t, struct insn *x); /* x has written its flags */
+void gen_flags_before_write(struct trans *t, struct insn *x); /* x changes registers: may `again` need them? */
+void gen_flags_after(struct trans *t, struct insn *x);
+void gen_flags_lazy(struct trans *t); /* before an indirect exit: c->flags_fn makes them */
+bool gen_flags_are_again(const struct trans *t); /* only `again` can make them */
+void flags_again(struct bt_emit *e, const struct again *a);
+void flags_to_slot(struct bt_emit *e, struct bt_vcpu *c); /* clobbers r15 */
+void flags_from_slot(struct bt_emit *e, struct bt_vcpu *c); /* likewise */
+/* gen_mem.c */
 void gen_offset(struct trans *t, const ZydisDecodedOperand *o, unsigned addr_bits); /* r14 = offset; keeps flags */
 void gen_lookup(struct trans *t, const ZydisDecodedOperand *o, unsigned size, bool rd, bool wr); /* r14 = hva */
 void gen_lookup_at(struct trans *t, unsigned seg, unsigned size, bool rd, bool wr); /* r14 = offset -> hva */
@@ -118,14 +144,11 @@ void gen_stack(struct trans *t, int delta, unsigned size, bool wr); /* r14 = hva
 void gen_stack_at_rbp(struct trans *t, unsigned size);
 void gen_sp_add(struct trans *t, int delta);
 void gen_commit(struct trans *t); /* after a store, in careful blocks */
-void gen_flags_before_mem(struct trans *t);
 void trans_map(struct trans *t, struct bt_map_entry *m, uint32_t host, unsigned off);
 struct cold *trans_cold(struct trans *t, unsigned type, uint8_t *site);
 /* gen_encode.c */
 void gen_generic(struct trans *t, struct insn *x); /* re-encoded */
 void gen_vzero(struct trans *t, struct insn *x);
-void gen_flags_for(struct trans *t, struct insn *x);  /* into RFLAGS if x or what follows needs them */
-void gen_flags_done(struct trans *t, struct insn *x); /* x has written its flags */
 /* gen_data.c */
 void gen_load_gpr(struct trans *t, unsigned h, unsigned g); /* host register h = guest register g */
 void gen_store_gpr(struct trans *t, unsigned g, unsigned h, unsigned size); /* x86 rules for the size; clobbers h */

@@ -50,7 +50,7 @@ static bool through_jump_cache(const struct trans *t, uint64_t target) { return 
 static void jump_cache_const(struct trans *t, uint64_t target)
 {
     struct bt_emit *e = &t->e;
-    gen_flags_save(t);
+    gen_flags_lazy(t);
     e_mov_imm(e, H_R14, target);
     e_load32(e, H_R15, &t->c->jc[t->cpl3][(uint16_t)target]);
     uint32_t i = new_exit(t, BT_EXIT_INDIRECT, e->p, target);
@@ -67,6 +67,7 @@ void gen_exit(struct trans *t, uint64_t target)
         jump_cache_const(t, target);
         return;
     }
+    gen_flags_restore(t);
     e8(e, 0xe9);
     uint8_t *site = e->p;
     e32(e, 0);
@@ -98,11 +99,11 @@ uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target)
     return site;
 }
 
-/* r14 = target RIP; flags must get into the slot */
+/* r14 = target RIP */
 void gen_exit_indirect(struct trans *t)
 {
     struct bt_emit *e = &t->e;
-    gen_flags_save(t);
+    gen_flags_lazy(t);
     e_movzx16(e, H_R15, H_R14);
     e_r_sib(e, 0, 0x8b, H_R15, -1, H_R15, 2, (int32_t)e_abs(t->c->jc[t->cpl3]));
     uint32_t i = new_exit(t, BT_EXIT_INDIRECT, e->p, 0);
@@ -116,7 +117,7 @@ void gen_exit_indirect(struct trans *t)
 static bool ends_block(const struct insn *x)
 {
     switch (x->kind) {
-    case K_JCC: case K_JMP: case K_CALL: case K_RET: case K_JMP_IND: case K_CALL_IND: case K_LOOP:
+    case K_JMP: case K_CALL: case K_RET: case K_JMP_IND: case K_CALL_IND: case K_LOOP:
         return true;
     case K_OP:
         return x->op_kind != KIND_NEXT;
@@ -148,7 +149,7 @@ static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
     struct bt_vcpu *c = t->c;
     const ZydisDecoder *dec = t->code64 ? &t->dec64 : t->code32 ? &t->dec32 : &t->dec16;
     unsigned room = 4096 - (unsigned)(pa & 0xfff), at = 0;
-    unsigned max = t->mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE) ? 1 : BT_MAX_INSNS;
+    unsigned max = t->mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE) ? 1 : BT_MAX_INSNS, branches = 0;
     uint64_t pa2 = 0;
     bool last = false;
     t->n = 0;
@@ -190,7 +191,7 @@ static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
         trans_classify(t, x);
         at += x->d.length;
         t->n++;
-        if (ends_block(x) || last)
+        if (ends_block(x) || last || (x->kind == K_JCC && ++branches == BT_MAX_BRANCHES))
             break;
         if (x->kind == K_STI) {
             /* exactly one more instruction, then interrupts may come */
@@ -213,18 +214,29 @@ static void liveness(struct trans *t)
     uint32_t live = ALL_FLAGS;
     for (unsigned i = t->n; i-- > 0;) {
         t->insn[i].live_after = live;
-        live = live_before(&t->insn[i]);
+        live = t->insn[i].kind == K_JCC ? ALL_FLAGS : live_before(&t->insn[i]); /* of a side exit nothing is known */
     }
 }
 
 /* --- cold paths ----------------------------------------------------------------------- */
+static void save_again(struct trans *t, struct bt_emit *e, const struct cold *x)
+{
+    if (!x->again.kind)
+        return;
+    flags_again(e, &x->again);
+    flags_to_slot(e, t->c);
+}
+
 static void emit_cold(struct trans *t)
 {
     struct bt_cache *k = t->k;
     struct bt_emit cold = {k->cold_p, k->cold_end}, *e = &cold;
     for (unsigned i = 0; i < t->n_cold; i++) {
         struct cold *x = &t->cold[i];
-        e_patch32(x->site, e_here(e));
+        if (x->type == COLD_FLAGS)
+            memcpy(x->site, &(uint32_t){e_here(e)}, 4);
+        else
+            e_patch32(x->site, e_here(e));
         trans_map(t, &t->map[t->n_map++], e_here(e), x->off);
         switch (x->type) {
         case COLD_SLOW:
@@ -232,21 +244,15 @@ static void emit_cold(struct trans *t)
                 e_r_base(e, 1, 0x33, H_R14, H_R15, (int32_t)x->tag_abs);
             else
                 e_r_abs(e, 1, 0x33, H_R14, x->tag_abs);
+            save_again(t, e, x);
             e_mov_imm(e, H_R15, x->desc);
             e_call(e, x->stack ? k->stub_stack[!!(x->desc & BT_DESC_WRITE)] : k->stub_slow);
             e_jmp(e, x->rejoin);
             break;
         case COLD_EXIT:
             k->exits[x->exit].stub = e_here(e);
-            if (x->save_flags) {
-                e_mov_rr(e, H_R15, H_RAX);
-                e8(e, 0x9f);
-                e8(e, 0x0f);
-                e8(e, 0x90);
-                e8(e, 0xc0);
-                e_store32(e, H_RAX, &t->c->flags_slot);
-                e_mov_rr(e, H_RAX, H_R15);
-            }
+            if (x->save_flags)
+                flags_to_slot(e, t->c);
             e_mov_imm(e, H_R15, x->exit);
             e_jmp(e, k->stub_exit);
             break;
@@ -254,7 +260,12 @@ static void emit_cold(struct trans *t)
             e_call(e, k->stub_irq);
             e_jmp(e, x->rejoin);
             break;
+        case COLD_FLAGS:
+            flags_again(e, &x->again);
+            e8(e, 0xc3);
+            break;
         case COLD_CAREFUL:
+            save_again(t, e, x);
             e_call(e, k->stub_careful);
             e8(e, 0xcc);
             break;
@@ -267,7 +278,7 @@ bool bt_cache_room(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
     return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 &&
-           k->n_blocks + 2 < BT_MAX_BLOCKS && k->n_exits + 16 < BT_MAX_EXITS &&
+           k->n_blocks + 2 < BT_MAX_BLOCKS && k->n_exits + 2 * BT_MAX_BRANCHES + 16 < BT_MAX_EXITS &&
            k->n_map + BT_MAX_INSNS * 8 < BT_MAX_MAP && k->n_pages + 4 < k->max_pages;
 }
 
@@ -289,6 +300,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     t->rsp_bias = 0;
     t->desc_extra = 0;
     t->cur = NULL;
+    t->again.kind = AGAIN_NONE;
 
     uint64_t pa2 = decode_block(t, pa, host);
     liveness(t);
@@ -318,12 +330,22 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
         e_rr(e, 1, 0x3b, H_R14, H_R15);
     }
     e_jcc(e, CC_NE, k->stub_jc_miss[t->cpl3]);
+    uint8_t *over = NULL;
+    if (b->live_in) {
+        e8(e, 0xff); /* call [flags_fn] */
+        e_mod_abs(e, 2, e_abs(&c->flags_fn));
+        e8(e, 0xeb);
+        over = e->p;
+        e8(e, 0);
+    }
     b->a = e_here(e);
-    t->in_reg = false;
-    t->in_slot = b->live_in;
-    gen_flags_restore(t);
-    b->b = e_here(e);
+    t->in_reg = b->live_in;
     t->in_slot = false;
+    if (b->live_in) {
+        flags_from_slot(e, c);
+        *over = (uint8_t)(e->p - over - 1);
+    }
+    b->b = e_here(e);
     for (unsigned i = 0; i < t->n; i++) {
         struct insn *x = &t->insn[i];
         t->cur = x;
