@@ -130,6 +130,7 @@ enum {
 #define BT_MODE_FSGSBASE 0x10000u
 #define BT_MODE_CS0 0x20000u  /* CS base is 0 */
 #define BT_MODE_TSD 0x80000u /* CR4.TSD at CPL 3: RDTSC raises #GP */
+#define BT_MODE_PLAIN 0x40000000u /* a look-up for each access */
 #define BT_MODE_MPTS 0x40000u /* CR0.MP and CR0.TS: WAIT raises #NM */
 
 /* --- the software TLB: one table for supervisor, one for user accesses ------ */
@@ -170,6 +171,7 @@ struct bt_vcpu {
     uint64_t stk_tag[2]; /* one-entry TLB for the stack, [0] supervisor [1] user: as tag_w */
     uint64_t stk_host[2];
     uint64_t stk_rtag[2]; /* as tag_r */
+    uint64_t group_delta[16]; /* of the running block's groups: host minus guest address (gen_group.c) */
     uint32_t flags_fn;    /* after an indirect exit: code that makes the flags in RFLAGS; clobbers r15 */
 
     /* Architectural state, C code only. attr as in struct hvx_segment
@@ -191,6 +193,8 @@ struct bt_vcpu {
     uint8_t wait_sipi;
     uint8_t shadow;     /* interrupts held off for one instruction (1 STI, 2 MOV SS) - dispatcher only */
     uint8_t force_careful, force_single; /* next block: one instruction */
+    uint8_t force_plain; /* next block: BT_MODE_PLAIN */
+    uint32_t tlb_drops;  /* counts what took something out of the TLB */
     uint8_t debug_step;
     uint8_t irq_wait;   /* an interrupt waits for IF: whoever sets IF sets BT_PEND_IRQ */
     uint64_t pdpte[4];  /* PAE paging without long mode */

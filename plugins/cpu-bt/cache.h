@@ -57,7 +57,8 @@ struct bt_exit {
     uint32_t site;   /* rel32 field, or the jmp r15 */
     uint32_t stub;   /* where it goes unchained */
     uint32_t from, to, in_next;
-    uint8_t kind, flags_in_slot, xpage, pad;
+    uint8_t kind, flags_in_slot, xpage;
+    uint8_t plain; /* to the plain twin: gen_group.c */
 };
 /* From host address to guest instruction: sorted by host within a block, hot
  * entries first, then cold ones. */
@@ -101,7 +102,7 @@ struct bt_cache {
     uint16_t tlb_touched[2][2][BT_TLB_SIZE * 2]; /* [table][global] */
     uint32_t n_tlb_touched[2][2];
     /* stubs */
-    uint32_t stub_stack[2], stub_slow, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
+    uint32_t stub_stack[2], stub_slow, stub_try, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
         stub_irq, stub_careful, stub_segfault, stub_flags_slot;
     uint32_t stubs_start, stubs_end;
     void (*enter)(struct bt_vcpu *c, uint64_t host);

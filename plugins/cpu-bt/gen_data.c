@@ -32,37 +32,40 @@ void gen_store_gpr(struct trans *t, unsigned g, unsigned h, unsigned size)
         e8(e, 0x66);
     e_rr(e, size == 8, 0x8b, (unsigned)s, h);
 }
-void gen_load_at_r14(struct trans *t, unsigned h, unsigned size)
+static void op_mem(struct trans *t, unsigned w, unsigned op, unsigned reg)
 {
     struct bt_emit *e = &t->e;
-    if (size == 2) {
-        e_rex(e, 0, h, 0, H_R14, false);
-        e8(e, 0x0f);
-        e8(e, 0xb7);
-        e_mod_base(e, h, H_R14, 0);
-    } else {
-        e_r_base(e, size == 8, 0x8b, h, H_R14, 0);
-    }
+    e_rex(e, w, reg, t->m.index < 0 ? 0 : (unsigned)t->m.index, (unsigned)t->m.base, false);
+    if (op > 0xff)
+        e8(e, op >> 8);
+    e8(e, op & 0xff);
+    e_mod_host(e, reg, &t->m);
 }
-void gen_store_at_r14(struct trans *t, unsigned h, unsigned size)
+void gen_load_mem(struct trans *t, unsigned h, unsigned size)
+{
+    if (size == 2)
+        op_mem(t, 0, 0x0fb7, h);
+    else
+        op_mem(t, size == 8, 0x8b, h);
+}
+void gen_store_mem(struct trans *t, unsigned h, unsigned size)
 {
     if (size == 2)
         e8(&t->e, 0x66);
-    e_r_base(&t->e, size == 8, 0x89, h, H_R14, 0);
+    op_mem(t, size == 8, 0x89, h);
 }
-void gen_store_imm_at_r14(struct trans *t, uint64_t v, unsigned size)
+void gen_store_imm_mem(struct trans *t, uint64_t v, unsigned size)
 {
     struct bt_emit *e = &t->e;
     if (size == 8 && (int64_t)v != (int32_t)v) {
-        e_mov_imm(e, H_R15, v);
-        gen_store_at_r14(t, H_R15, 8);
+        unsigned h = gen_scratch(t);
+        e_mov_imm(e, h, v);
+        gen_store_mem(t, h, 8);
         return;
     }
     if (size == 2)
         e8(e, 0x66);
-    e_rex(e, size == 8, 0, 0, H_R14, false);
-    e8(e, 0xc7);
-    e_mod_base(e, 0, H_R14, 0);
+    op_mem(t, size == 8, 0xc7, 0);
     if (size == 2)
         e16(e, (uint16_t)v);
     else
@@ -77,24 +80,25 @@ void gen_push(struct trans *t, struct insn *x)
     unsigned size = x->d.operand_width / 8u;
     if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
         gen_lookup(t, o, size, true, false);
-        gen_load_at_r14(t, H_R14, size);
+        gen_load_mem(t, H_R14, size);
         e_store(e, H_R14, &t->c->tmp[0]);
         gen_stack(t, -(int)size, size, true);
-        e_load(e, H_R15, &t->c->tmp[0]);
-        gen_store_at_r14(t, H_R15, size);
+        unsigned h = gen_scratch(t);
+        e_load(e, h, &t->c->tmp[0]);
+        gen_store_mem(t, h, size);
     } else if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         gen_stack(t, -(int)size, size, true);
-        gen_store_imm_at_r14(t, o->imm.value.u, size);
+        gen_store_imm_mem(t, o->imm.value.u, size);
     } else {
         bool high;
         unsigned g = reg_number(o->reg.value, &high);
         gen_stack(t, -(int)size, size, true);
         int h = host_reg(g);
         if (h < 0) {
-            e_load(e, H_R15, &t->c->gpr[g]);
-            h = H_R15;
+            h = (int)gen_scratch(t);
+            e_load(e, (unsigned)h, &t->c->gpr[g]);
         }
-        gen_store_at_r14(t, (unsigned)h, size);
+        gen_store_mem(t, (unsigned)h, size);
     }
     gen_commit(t);
     gen_sp_add(t, -(int)size);
@@ -107,22 +111,30 @@ void gen_pop(struct trans *t, struct insn *x)
     unsigned size = x->d.operand_width / 8u;
     gen_stack(t, 0, size, false);
     if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-        gen_load_at_r14(t, H_R14, size);
+        gen_load_mem(t, H_R14, size);
         e_store(e, H_R14, &t->c->tmp[0]);
         t->rsp_bias = (int)size;
         gen_lookup(t, o, size, false, true);
         t->rsp_bias = 0;
-        e_load(e, H_R15, &t->c->tmp[0]);
-        gen_store_at_r14(t, H_R15, size);
+        unsigned h = gen_scratch(t);
+        e_load(e, h, &t->c->tmp[0]);
+        gen_store_mem(t, h, size);
         gen_commit(t);
         gen_sp_add(t, (int)size);
         return;
     }
     bool high;
     unsigned g = reg_number(o->reg.value, &high);
-    gen_load_at_r14(t, H_R15, size);
+    int h = host_reg(g);
+    if (size == 8 && h >= 0 && g != BT_RSP) {
+        gen_load_mem(t, (unsigned)h, 8);
+        gen_sp_add(t, 8);
+        return;
+    }
+    unsigned r = gen_scratch(t);
+    gen_load_mem(t, r, size);
     gen_sp_add(t, (int)size);
-    gen_store_gpr(t, g, H_R15, size);
+    gen_store_gpr(t, g, r, size);
 }
 
 void gen_leave(struct trans *t, struct insn *x)
@@ -130,7 +142,8 @@ void gen_leave(struct trans *t, struct insn *x)
     struct bt_emit *e = &t->e;
     unsigned size = x->d.operand_width / 8u;
     gen_stack_at_rbp(t, size);
-    gen_load_at_r14(t, H_R15, size);
+    unsigned r = gen_scratch(t);
+    gen_load_mem(t, r, size);
     if (t->code64) {
         e_mov_rr(e, H_R13, H_RBP);
     } else if (t->mode & BT_MODE_SS32) {
@@ -140,7 +153,7 @@ void gen_leave(struct trans *t, struct insn *x)
         e_rr(e, 0, 0x8b, H_R13, H_RBP);
     }
     gen_sp_add(t, (int)size);
-    gen_store_gpr(t, BT_RBP, H_R15, size);
+    gen_store_gpr(t, BT_RBP, r, size);
 }
 
 /* --- LEA, BT with a register offset ------------------------------------------------------ */
@@ -221,13 +234,13 @@ void gen_mov_from_sreg(struct trans *t, struct insn *x)
     unsigned s = (unsigned)ZydisRegisterGetId(x->op[1].reg.value);
     const void *sel = &t->c->seg[s].selector;
     if (x->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
-        gen_lookup(t, &x->op[0], 2, false, true);
+        gen_lookup(t, &x->op[0], 2, false, true); /* never grouped: [r14] */
     e_rex(e, 0, H_R15, 0, 0, false); /* movzx r15d, word [sel] */
     e8(e, 0x0f);
     e8(e, 0xb7);
     e_mod_abs(e, H_R15, e_abs(sel));
     if (x->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY) {
-        gen_store_at_r14(t, H_R15, 2);
+        gen_store_mem(t, H_R15, 2);
         gen_commit(t);
     } else {
         bool high;

@@ -23,10 +23,8 @@ struct enc {
 };
 
 static bool operand_is(const ZydisDecodedOperand *o, unsigned actions) { return (o->actions & actions) != 0; }
-#define ACT_RD (ZYDIS_OPERAND_ACTION_READ | ZYDIS_OPERAND_ACTION_CONDREAD)
-#define ACT_WR (ZYDIS_OPERAND_ACTION_WRITE | ZYDIS_OPERAND_ACTION_CONDWRITE)
 
-static unsigned memory_size(const struct insn *x, const ZydisDecodedOperand *o)
+unsigned insn_memory_size(const struct insn *x, const ZydisDecodedOperand *o)
 {
     unsigned bits = o->size;
     if (x->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && x->d.avx.broadcast.mode && x->d.raw.evex.b)
@@ -37,7 +35,7 @@ static unsigned memory_size(const struct insn *x, const ZydisDecodedOperand *o)
 }
 
 /* May elements be masked off? Zydis calls the VEX stores plain writes. */
-static bool is_masked(const ZydisDecodedInstruction *d)
+bool insn_is_masked(const ZydisDecodedInstruction *d)
 {
     switch (d->mnemonic) {
     case ZYDIS_MNEMONIC_VMASKMOVPS: case ZYDIS_MNEMONIC_VMASKMOVPD: case ZYDIS_MNEMONIC_VPMASKMOVD:
@@ -58,14 +56,14 @@ static void take_apart(struct insn *x, struct enc *n)
     n->has_modrm = (d->attributes & ZYDIS_ATTRIB_HAS_MODRM) != 0;
     n->reg_no = d->raw.modrm.reg;
     n->rm_no = d->raw.modrm.rm;
-    bool masked = is_masked(d);
+    bool masked = insn_is_masked(d);
     for (unsigned i = 0; i < d->operand_count; i++) {
         const ZydisDecodedOperand *o = &x->op[i];
         if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
             if (o->mem.type == ZYDIS_MEMOP_TYPE_AGEN || n->mem)
                 continue;
             n->mem = o;
-            n->mem_size = memory_size(x, o);
+            n->mem_size = insn_memory_size(x, o);
             n->mem_wr = operand_is(o, ACT_WR);
             /* conditional and masked stores leave bytes alone: the bounce buffer must hold them */
             n->mem_rd = operand_is(o, ACT_RD) || operand_is(o, ZYDIS_OPERAND_ACTION_CONDWRITE) || masked;
@@ -205,7 +203,8 @@ static void emit_legacy(struct trans *t, struct insn *x, struct enc *n)
     if (rep)
         e8(e, rep);
     unsigned w = (d->attributes & ZYDIS_ATTRIB_HAS_REX) ? d->raw.rex.W : 0;
-    unsigned op = n->opcode, reg = n->reg_no, rm = n->mem ? H_R14 : n->rm_no;
+    unsigned op = n->opcode, reg = n->reg_no, rm = n->mem ? (unsigned)t->m.base : n->rm_no;
+    unsigned index = n->mem && t->m.index >= 0 ? (unsigned)t->m.index : 0;
     if (!n->has_modrm) {
         reg = 0;
         if (n->opc < 0)
@@ -224,7 +223,7 @@ static void emit_legacy(struct trans *t, struct insn *x, struct enc *n)
         e_mod_rr(e, op >> 3 & 1, rm);
         return;
     }
-    e_rex(e, w, reg, 0, rm, force);
+    e_rex(e, w, reg, index, rm, force);
     switch (d->opcode_map) {
     case ZYDIS_OPCODE_MAP_0F: e8(e, 0x0f); break;
     case ZYDIS_OPCODE_MAP_0F38: e8(e, 0x0f); e8(e, 0x38); break;
@@ -238,7 +237,7 @@ static void emit_legacy(struct trans *t, struct insn *x, struct enc *n)
     e8(e, op);
     if (n->has_modrm) {
         if (n->mem)
-            e_mod_base(e, reg, H_R14, 0);
+            e_mod_host(e, reg, &t->m);
         else
             e_mod_rr(e, reg, rm);
     }
@@ -248,15 +247,16 @@ static void emit_vex(struct trans *t, struct insn *x, struct enc *n)
 {
     struct bt_emit *e = &t->e;
     const ZydisDecodedInstruction *d = &x->d;
-    unsigned rm = n->mem ? H_R14 : n->rm_no, v = n->vvvv >= 0 ? n->v_no : 0;
+    unsigned rm = n->mem ? (unsigned)t->m.base : n->rm_no, v = n->vvvv >= 0 ? n->v_no : 0;
+    unsigned index = n->mem && t->m.index >= 0 ? (unsigned)t->m.index : 0;
     unsigned mmm = d->raw.vex.m_mmmm, w = d->raw.vex.W;
     e8(e, 0xc4);
-    e8(e, (n->reg_no & 8 ? 0 : 0x80) | 0x40 | (rm & 8 ? 0 : 0x20) | (mmm ? mmm : 1));
+    e8(e, (n->reg_no & 8 ? 0 : 0x80) | (index & 8 ? 0 : 0x40) | (rm & 8 ? 0 : 0x20) | (mmm ? mmm : 1));
     e8(e, w << 7 | (~v & 15) << 3 | d->raw.vex.L << 2 | d->raw.vex.pp);
     e8(e, n->opcode);
     if (n->has_modrm) {
         if (n->mem)
-            e_mod_base(e, n->reg_no, H_R14, 0);
+            e_mod_host(e, n->reg_no, &t->m);
         else
             e_mod_rr(e, n->reg_no, rm);
     }
@@ -347,10 +347,16 @@ void gen_generic(struct trans *t, struct insn *x)
     if (n.mem) {
         if (must_be_aligned(d, n.mem_size))
             t->desc_extra |= BT_DESC_ALIGNED;
-        if (is_masked(d))
+        if (insn_is_masked(d))
             t->desc_extra |= BT_DESC_MASKED;
         gen_lookup(t, n.mem, n.mem_size, n.mem_rd, n.mem_wr);
+        /* EVEX scales short displacements; r13..r15 and flags in the slot need r15 */
+        if (d->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX || n.guest_rd || n.guest_wr || n.swap != -1 ||
+            (t->in_slot && !t->in_reg && !t->again.kind))
+            gen_mem_in_r14(t);
     }
+    if (n.guest_rd || n.guest_wr || n.swap != -1)
+        t->r15_group = 0;
     gen_flags_for(t, x);
     assign_scratch(&n, scratch);
     n.reg_no = with_scratch(scratch, n.reg, n.reg_no, n.reg_gpr);

@@ -182,6 +182,7 @@ void gen_flags_save(struct trans *t)
         t->in_reg = true;
     }
     flags_to_slot(&t->e, t->c);
+    t->r15_group = 0;
     t->in_slot = true;
 }
 
@@ -189,10 +190,12 @@ void gen_flags_restore(struct trans *t)
 {
     if (t->in_reg || !(t->in_slot || t->again.kind))
         return;
-    if (t->again.kind)
+    if (t->again.kind) {
         flags_again(&t->e, &t->again);
-    else
+    } else {
         flags_from_slot(&t->e, t->c);
+        t->r15_group = 0;
+    }
     t->in_reg = true;
 }
 

@@ -21,7 +21,7 @@ static void load_target(struct trans *t, struct insn *x)
     unsigned size = t->code64 ? 8 : x->d.operand_width / 8u;
     if (x->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY) {
         gen_lookup(t, &x->op[0], size, true, false);
-        gen_load_at_r14(t, H_R14, size);
+        gen_load_mem(t, H_R14, size);
         return;
     }
     gen_load_gpr(t, H_R14, (unsigned)ZydisRegisterGetId(x->op[0].reg.value));
@@ -35,7 +35,7 @@ static void push_return(struct trans *t, struct insn *x)
 {
     unsigned size = t->code64 ? 8 : x->d.operand_width / 8u;
     gen_stack(t, -(int)size, size, true);
-    gen_store_imm_at_r14(t, next_rip(t, x), size);
+    gen_store_imm_mem(t, next_rip(t, x), size);
     gen_commit(t);
     gen_sp_add(t, -(int)size);
 }
@@ -45,7 +45,7 @@ static void gen_ret(struct trans *t, struct insn *x)
     unsigned size = t->code64 ? 8 : x->d.operand_width / 8u;
     int extra = x->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (int)(uint16_t)x->op[0].imm.value.u : 0;
     gen_stack(t, 0, size, false);
-    gen_load_at_r14(t, H_R14, size);
+    gen_load_mem(t, H_R14, size);
     gen_sp_add(t, (int)size + extra);
     gen_exit_indirect(t);
 }
@@ -98,6 +98,10 @@ void gen_insn(struct trans *t, struct insn *x)
     struct bt_vcpu *c = t->c;
     if (x->kind != K_GENERIC)
         gen_flags_before_write(t, x);
+    switch (x->kind) { /* others use r15 */
+    case K_GENERIC: case K_PUSH: case K_POP: case K_LEA: case K_JCC: case K_NOP: case K_CALL: case K_RET: break;
+    default: t->r15_group = 0;
+    }
     switch (x->kind) {
     case K_GENERIC:
         if (!t->code64 && (x->d.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER || x->d.mnemonic == ZYDIS_MNEMONIC_VZEROALL))

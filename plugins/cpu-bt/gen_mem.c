@@ -79,6 +79,38 @@ struct cold *trans_cold(struct trans *t, unsigned type, uint8_t *site)
     return x;
 }
 
+static void mem_is_r14(struct trans *t) { t->m = (struct host_mem){H_R14, -1, 0, 0}; }
+void gen_mem_in_r14(struct trans *t)
+{
+    if (t->m.base == H_R14 && t->m.index < 0 && !t->m.disp)
+        return;
+    e_lea(&t->e, 1, H_R14, t->m.base, t->m.index, t->m.scale, t->m.disp);
+    mem_is_r14(t);
+}
+unsigned gen_scratch(struct trans *t)
+{
+    if (t->m.base == H_R15 && t->m.index != H_R14)
+        return H_R14;
+    gen_mem_in_r14(t);
+    t->r15_group = 0;
+    return H_R15;
+}
+
+void gen_tlb_index(struct trans *t)
+{
+    struct bt_emit *e = &t->e;
+    if (t->c->vm->have_bmi2) {
+        e_rorx32(e, H_R15, H_R14, 7);
+    } else {
+        e_mov32_rr(e, H_R15, H_R14);
+        e_rex(e, 0, 0, 0, H_R15, false); /* shr r15d, 7 */
+        e8(e, 0xc1);
+        e_mod_rr(e, 5, H_R15);
+        e8(e, 7);
+    }
+    e_alu_ri(e, 0, 4, H_R15, (BT_TLB_SIZE - 1) << 5);
+}
+
 /* r14 linear -> hva */
 static void lookup(struct trans *t, unsigned size, bool rd, bool wr, bool stack)
 {
@@ -86,8 +118,10 @@ static void lookup(struct trans *t, unsigned size, bool rd, bool wr, bool stack)
     struct bt_vcpu *c = t->c;
     unsigned s = t->cpl3;
     uint32_t desc = size | (wr ? BT_DESC_WRITE : 0) | (rd ? BT_DESC_READ : 0) | (s ? BT_DESC_USER : 0) |
-                    (stack ? BT_DESC_STACK : 0) | t->desc_extra;
+                    (stack ? BT_DESC_STACK : 0) | (group_live(t) ? BT_DESC_GROUPS : 0) | t->desc_extra;
     t->desc_extra = 0;
+    t->r15_group = 0;
+    mem_is_r14(t);
     gen_flags_clobbered(t);
     if (t->careful) {
         e_mov_imm(e, H_R15, desc | BT_DESC_CAREFUL);
@@ -107,16 +141,7 @@ static void lookup(struct trans *t, unsigned size, bool rd, bool wr, bool stack)
     } else {
         uint32_t tlb = e_abs(c->tlb[s]);
         uint32_t tag = tlb + (wr ? (uint32_t)offsetof(struct bt_tlb_entry, tag_w) : (uint32_t)offsetof(struct bt_tlb_entry, tag_r));
-        if (c->vm->have_bmi2) {
-            e_rorx32(e, H_R15, H_R14, 7);
-        } else {
-            e_mov32_rr(e, H_R15, H_R14);
-            e_rex(e, 0, 0, 0, H_R15, false); /* shr r15d, 7 */
-            e8(e, 0xc1);
-            e_mod_rr(e, 5, H_R15);
-            e8(e, 7);
-        }
-        e_alu_ri(e, 0, 4, H_R15, (BT_TLB_SIZE - 1) << 5);
+        gen_tlb_index(t);
         e_r_base(e, 1, 0x33, H_R14, H_R15, (int32_t)tag);
         e_alu_ri(e, 1, 7, H_R14, (int32_t)(4096 - size));
         x = trans_cold(t, COLD_SLOW, e_jcc(e, CC_A, 0));
@@ -174,6 +199,8 @@ static unsigned seg_number(ZydisRegister r)
 
 void gen_lookup(struct trans *t, const ZydisDecodedOperand *o, unsigned size, bool rd, bool wr)
 {
+    if (gen_group(t, t->cur->group, o, 0))
+        return;
     gen_flags_before_mem(t);
     gen_offset(t, o, t->cur->d.address_width);
     if (t->code64 && o->mem.segment == ZYDIS_REGISTER_SS)
@@ -197,6 +224,8 @@ static bool stack32(const struct trans *t) { return !t->code64 && (t->mode & BT_
 void gen_stack(struct trans *t, int delta, unsigned size, bool wr)
 {
     struct bt_emit *e = &t->e;
+    if (gen_group(t, t->cur->stack_group, NULL, delta))
+        return;
     gen_flags_before_mem(t);
     if (stack64(t)) {
         if (delta)
@@ -216,6 +245,8 @@ void gen_stack(struct trans *t, int delta, unsigned size, bool wr)
 void gen_stack_at_rbp(struct trans *t, unsigned size)
 {
     struct bt_emit *e = &t->e;
+    if (gen_group(t, t->cur->stack_group, NULL, 0))
+        return;
     gen_flags_before_mem(t);
     if (stack64(t)) {
         e_mov_rr(e, H_R14, H_RBP);

@@ -50,6 +50,8 @@ const uint8_t *bt_code_page(struct bt_vcpu *c, uint64_t lin, uint64_t *pa);
 /* Walk without side effects; false when not mapped for fetch at CPL 0. */
 bool bt_peek_code(struct bt_vcpu *c, uint64_t lin, uint64_t *pa);
 uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc);
+/* Enter the page of [ea, ea + size) into the TLB if nothing but the accessed bit can show it. */
+bool bt_try_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc);
 void bt_commit_c(struct bt_vcpu *c);
 uint64_t bt_mmio_read(struct bt_vcpu *c, uint64_t pa, unsigned size);
 void bt_mmio_write(struct bt_vcpu *c, uint64_t pa, unsigned size, uint64_t v);
@@ -63,5 +65,6 @@ void bt_mmio_write(struct bt_vcpu *c, uint64_t pa, unsigned size, uint64_t v);
 #define BT_DESC_CAREFUL 0x100000u
 #define BT_DESC_ALIGNED 0x200000u /* misaligned: #GP, before any page fault */
 #define BT_DESC_MASKED 0x800000u  /* elements that are masked off must not fault */
+#define BT_DESC_GROUPS 0x1000000u /* the block holds on to look-ups for later: see gen_group.c */
 #define BT_DESC_SS 0x400000u      /* not canonical: #SS */
 #endif

@@ -155,13 +155,14 @@ uint64_t bt_exit_c(struct bt_vcpu *c, uint32_t exit)
     c->cur_exit = BT_X_DONE;
     if (must_leave(c))
         return k->stub_leave;
-    struct bt_block *b = find(c, c->mode);
-    bool plain = !from->dead && from->mode == c->mode;
+    struct bt_block *b = find(c, c->mode | (x->plain ? BT_MODE_PLAIN : 0));
+    bool usual = !from->dead && (from->mode & ~BT_MODE_PLAIN) == c->mode;
     if (!b) {
-        k->chain_exit = plain ? exit : 0;
+        k->chain_exit = usual ? exit : 0;
+        c->force_plain = x->plain;
         return k->stub_leave;
     }
-    if (plain)
+    if (usual)
         bt_chain(c, exit, b);
     return b->a;
 }
@@ -406,6 +407,9 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         mode |= BT_MODE_CAREFUL;
     if (special)
         mode |= BT_MODE_SINGLE;
+    else if (c->force_plain)
+        mode |= BT_MODE_PLAIN;
+    c->force_plain = 0;
     struct bt_block *b = find(c, mode);
     if (!b) {
         uint64_t pa, lin = c->rip + (bt_code64(c) ? 0 : c->seg_base[BT_CS]);
@@ -416,7 +420,8 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         b = bt_translate(c, c->rip, mode, pa, host);
         /* an interrupt may have come between the exit and us: then this is not its target */
         if (k->chain_exit && !special && k->exits[k->chain_exit].target == b->rip &&
-            k->blocks[k->exits[k->chain_exit].from].mode == mode)
+            (k->blocks[k->exits[k->chain_exit].from].mode & ~BT_MODE_PLAIN) == c->mode &&
+            k->exits[k->chain_exit].plain == ((mode & BT_MODE_PLAIN) != 0))
             bt_chain(c, k->chain_exit, b);
     }
     k->chain_exit = 0;

@@ -65,12 +65,43 @@ static uint64_t masked_window(struct bt_vcpu *c, uint64_t ea, unsigned size, uin
     return c->window.host;
 }
 
+static void stack_entry(struct bt_vcpu *c, unsigned t, uint64_t page, const struct bt_tlb_entry *e)
+{
+    c->stk_rtag[t] = page;
+    c->stk_tag[t] = e->tag_w == page ? page : STK_NEVER;
+    c->stk_host[t] = e->host;
+}
+
+bool bt_try_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
+{
+    unsigned size = desc & BT_DESC_SIZE, t = (desc & BT_DESC_USER) != 0;
+    bool wr = (desc & BT_DESC_WRITE) != 0;
+    unsigned acc = (t ? BT_ACC_USER : 0) | (wr ? BT_ACC_WRITE : 0);
+    uint64_t page = ea & ~0xfffull, pa;
+    c->st.slow_accesses++;
+    if ((ea & 0xfff) + size > 4096 || !mmu_canonical(ea))
+        return false;
+    struct bt_tlb_entry *e = &c->tlb[t][tlb_index(ea)];
+    if ((wr ? e->tag_w : e->tag_r) != page) {
+        struct bt_walk w;
+        if (mmu_walk(c, ea, acc, &w, true) != BT_WALKED || (wr && !w.dirty) || !mmu_fill(c, ea, acc, &pa))
+            return false;
+        if (wr && e->tag_w != page)
+            return false;
+    }
+    if (desc & BT_DESC_STACK)
+        stack_entry(c, t, page, e);
+    return true;
+}
+
 uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
 {
     unsigned size = desc & BT_DESC_SIZE;
     unsigned t = (desc & BT_DESC_USER) != 0;
     unsigned acc = (t ? BT_ACC_USER : 0) | (desc & BT_DESC_WRITE ? BT_ACC_WRITE : 0);
     uint64_t pa = 0, page = ea & ~0xfffull;
+    uint32_t drops = c->tlb_drops;
+    bool groups = (desc & BT_DESC_GROUPS) != 0;
     c->st.slow_accesses++;
     if (!bt_long_mode(c))
         ea = (uint32_t)ea, page = (uint32_t)page;
@@ -104,7 +135,7 @@ uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
         return (uint64_t)c->bounce.buf;
     }
     if ((ea & 0xfff) + size > 4096) {
-        if (desc & BT_DESC_WRITE)
+        if ((desc & BT_DESC_WRITE) || groups)
             careful(c);
         c->st.bounces++;
         bt_read_bytes(c, ea, c->bounce.buf, size, acc);
@@ -117,7 +148,7 @@ uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
     } else {
         h = mmu_fill(c, ea, acc, &pa);
         if (!h || ((desc & BT_DESC_WRITE) && (bt_phys_page(c->vm, pa) & BT_HVA_RO))) {
-            if (desc & BT_DESC_WRITE)
+            if ((desc & BT_DESC_WRITE) || groups)
                 careful(c);
             c->st.bounces++;
             bt_read_bytes(c, ea, c->bounce.buf, size, acc);
@@ -132,11 +163,10 @@ uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
                 careful(c);
         }
     }
-    if (desc & BT_DESC_STACK) {
-        c->stk_rtag[t] = page;
-        c->stk_tag[t] = e->tag_w == page ? page : STK_NEVER;
-        c->stk_host[t] = e->host;
-    }
+    if (groups && c->tlb_drops != drops) /* we served another vCPU meanwhile: the block's other look-ups are old */
+        bt_restart(c);
+    if (desc & BT_DESC_STACK)
+        stack_entry(c, t, page, e);
     return h | (ea & 0xfff);
 }
 

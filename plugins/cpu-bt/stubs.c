@@ -144,6 +144,23 @@ void bt_stubs_emit(struct bt_vcpu *c)
     load_caller_saved(e, c);
     e8(e, 0xc3);
 
+    /* try: as slow, but r15d tells whether the page is in the TLB now */
+    k->stub_try = e_here(e);
+    spill_all(e, c);
+    e_store8_imm(e, &c->in_code, 2);
+    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
+    e_store(e, H_RAX, &k->last_ret);
+    e_mov_rr(e, H_RSI, H_R14);
+    e_mov32_rr(e, H_RDX, H_R15);
+    e_alu_ri(e, 1, 5, H_RSP, 8);
+    call_c(e, c, (void *)bt_try_c);
+    e_alu_ri(e, 1, 0, H_RSP, 8);
+    e_mov32_rr(e, H_R15, H_RAX);
+    back_to_block(e, c);
+    fp_restore(e, c);
+    load_caller_saved(e, c);
+    e8(e, 0xc3);
+
     /* stack: as slow, for a miss of the one-entry TLB of the stack; looks into
      * the big one first, and enters what it finds there */
     for (unsigned wr = 0; wr < 2; wr++) {

@@ -55,6 +55,7 @@ uint64_t mmu_fill(struct bt_vcpu *c, uint64_t lin, unsigned acc, uint64_t *pa)
 void bt_tlb_flush_all(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
+    c->tlb_drops++;
     c->st.tlb_flush_global++;
     for (unsigned t = 0; t < 2; t++) {
         for (unsigned i = 0; i < BT_TLB_SIZE; i++)
@@ -74,6 +75,7 @@ void bt_tlb_flush_all(struct bt_vcpu *c)
 void bt_tlb_flush_nonglobal(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
+    c->tlb_drops++;
     c->st.tlb_flush++;
     for (unsigned t = 0; t < 2; t++) {
         uint32_t n = k->n_tlb_touched[t][0];
@@ -109,6 +111,7 @@ void bt_tlb_flush_nonglobal(struct bt_vcpu *c)
 void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin)
 {
     struct bt_cache *k = c->cache;
+    c->tlb_drops++;
     uint64_t page = lin & ~0xfffull;
     unsigned i = tlb_index(lin);
     c->st.invlpg++;
@@ -138,6 +141,7 @@ void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin)
 
 void bt_tlb_drop_write(struct bt_vcpu *c, uint64_t pa)
 {
+    c->tlb_drops++;
     pa &= ~0xfffull;
     for (unsigned t = 0; t < 2; t++) {
         for (unsigned i = 0; i < BT_TLB_SIZE; i++)

@@ -35,6 +35,25 @@ struct again {
     uint32_t regs; /* guest registers it depends on */
 };
 
+/* Accesses off one base register, or to neighbouring constants, share a look-up: gen_group.c. */
+#define BT_MAX_GROUPS 16
+struct group {
+    int8_t base, index;  /* guest registers; -1: none; base BT_BASE_RIP: constant addresses */
+    uint8_t scale, seg;  /* scale as a power of two; BT_FS, BT_GS, or BT_NSEG: none */
+    bool open, wr, stack, ready;
+    unsigned uses, left;
+    int64_t bias;        /* while planning: what the base register has moved by */
+    int64_t lo, hi;      /* bytes touched, relative to the base as it was at the first access */
+};
+#define BT_BASE_RIP 16
+
+/* Where a memory operand is, for the host. */
+struct host_mem {
+    int base, index; /* host registers, -1 none */
+    unsigned scale;
+    int32_t disp;
+};
+
 #define KIND_NEXT 0
 #define KIND_END 1
 #define KIND_JUMP 2
@@ -50,9 +69,10 @@ struct insn {
     uint32_t f_read, f_write, f_kill; /* arithmetic flags */
     uint32_t live_after;
     uint32_t gpr_wr; /* guest registers it writes */
+    uint8_t group, stack_group; /* number + 1 of its memory operand's, its stack access's */
 };
 
-enum cold_type { COLD_SLOW, COLD_EXIT, COLD_IRQ, COLD_CAREFUL, COLD_FLAGS };
+enum cold_type { COLD_SLOW, COLD_EXIT, COLD_IRQ, COLD_CAREFUL, COLD_FLAGS, COLD_GUARD };
 struct cold {
     uint8_t type;
     uint8_t save_flags;
@@ -77,7 +97,7 @@ struct trans {
     ZydisDecoder dec64, dec32, dec16;
     uint32_t mode;
     unsigned cpl3;
-    bool code64, code32, careful, flat;
+    bool code64, code32, careful, plain, flat;
     uint64_t rip, cs_base;
     struct insn insn[BT_MAX_INSNS + 2];
     unsigned n;
@@ -89,12 +109,24 @@ struct trans {
     bool in_reg, in_slot;
     struct again again;
     uint32_t desc_extra; /* BT_DESC_ALIGNED, BT_DESC_SS for the next look-up */
+    struct group group[BT_MAX_GROUPS];
+    unsigned n_groups;
+    uint8_t r15_group; /* r15 holds that group's delta: number + 1 */
+    struct host_mem m; /* what the last look-up led to */
     int rsp_bias; /* POP [rsp+x]: added to RSP in addresses */
     struct insn *cur;
 };
 
 #define ALL_FLAGS BT_ARITH
 
+/* ModRM and what follows for t->m */
+static inline void e_mod_host(struct bt_emit *e, unsigned reg, const struct host_mem *m)
+{
+    if (m->index < 0)
+        e_mod_base(e, reg, (unsigned)m->base, m->disp);
+    else
+        e_mod_sib(e, reg, m->base, m->index, m->scale, m->disp);
+}
 /* guest register -> host register, -1 when it lives in memory */
 static inline int host_reg(unsigned g) { return g == 4 ? H_R13 : g < 13 ? (int)g : -1; }
 static inline uint32_t live_before(const struct insn *x) { return x->f_read | (x->live_after & ~x->f_kill); }
@@ -138,10 +170,18 @@ void flags_to_slot(struct bt_emit *e, struct bt_vcpu *c); /* clobbers r15 */
 void flags_from_slot(struct bt_emit *e, struct bt_vcpu *c); /* likewise */
 /* gen_mem.c */
 void gen_offset(struct trans *t, const ZydisDecodedOperand *o, unsigned addr_bits); /* r14 = offset; keeps flags */
-void gen_lookup(struct trans *t, const ZydisDecodedOperand *o, unsigned size, bool rd, bool wr); /* r14 = hva */
-void gen_lookup_at(struct trans *t, unsigned seg, unsigned size, bool rd, bool wr); /* r14 = offset -> hva */
-void gen_stack(struct trans *t, int delta, unsigned size, bool wr); /* r14 = hva of [SP + delta] */
+/* Look-ups leave the operand's place in t->m: [r14], or with r15 and guest registers; see gen_scratch(). */
+void gen_lookup(struct trans *t, const ZydisDecodedOperand *o, unsigned size, bool rd, bool wr);
+void gen_lookup_at(struct trans *t, unsigned seg, unsigned size, bool rd, bool wr); /* r14 = offset; t->m is [r14] */
+void gen_stack(struct trans *t, int delta, unsigned size, bool wr); /* [SP + delta] */
 void gen_stack_at_rbp(struct trans *t, unsigned size);
+void gen_mem_in_r14(struct trans *t); /* make t->m [r14], so that r15 is free */
+void gen_tlb_index(struct trans *t); /* r15 = offset of r14's entry in the TLB */
+unsigned gen_scratch(struct trans *t); /* a host register that t->m does not need */
+/* gen_group.c */
+void group_plan(struct trans *t);
+bool gen_group(struct trans *t, uint8_t number, const ZydisDecodedOperand *o, int stack_delta); /* false: none; sets t->m */
+bool group_live(const struct trans *t); /* does a later access rely on an earlier look-up? */
 void gen_sp_add(struct trans *t, int delta);
 void gen_commit(struct trans *t); /* after a store, in careful blocks */
 void trans_map(struct trans *t, struct bt_map_entry *m, uint32_t host, unsigned off);
@@ -149,12 +189,16 @@ struct cold *trans_cold(struct trans *t, unsigned type, uint8_t *site);
 /* gen_encode.c */
 void gen_generic(struct trans *t, struct insn *x); /* re-encoded */
 void gen_vzero(struct trans *t, struct insn *x);
+unsigned insn_memory_size(const struct insn *x, const ZydisDecodedOperand *o);
+bool insn_is_masked(const ZydisDecodedInstruction *d); /* may elements be left out? */
+#define ACT_RD (ZYDIS_OPERAND_ACTION_READ | ZYDIS_OPERAND_ACTION_CONDREAD)
+#define ACT_WR (ZYDIS_OPERAND_ACTION_WRITE | ZYDIS_OPERAND_ACTION_CONDWRITE)
 /* gen_data.c */
 void gen_load_gpr(struct trans *t, unsigned h, unsigned g); /* host register h = guest register g */
 void gen_store_gpr(struct trans *t, unsigned g, unsigned h, unsigned size); /* x86 rules for the size; clobbers h */
-void gen_load_at_r14(struct trans *t, unsigned h, unsigned size); /* h = [r14], zero-extended */
-void gen_store_at_r14(struct trans *t, unsigned h, unsigned size);
-void gen_store_imm_at_r14(struct trans *t, uint64_t v, unsigned size); /* clobbers r15 */
+void gen_load_mem(struct trans *t, unsigned h, unsigned size); /* h = t->m, zero-extended */
+void gen_store_mem(struct trans *t, unsigned h, unsigned size);
+void gen_store_imm_mem(struct trans *t, uint64_t v, unsigned size); /* may clobber gen_scratch() */
 void gen_push(struct trans *t, struct insn *x);
 void gen_pop(struct trans *t, struct insn *x);
 void gen_leave(struct trans *t, struct insn *x);
@@ -168,6 +212,7 @@ void gen_op(struct trans *t, struct insn *x);
 void gen_insn(struct trans *t, struct insn *x);
 /* translate.c */
 void gen_exit(struct trans *t, uint64_t target); /* direct */
+uint32_t trans_exit_plain(struct trans *t); /* to the current instruction, in the plain twin; the caller emits it */
 uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target);
 void gen_exit_indirect(struct trans *t); /* r14 = target */
 static inline uint64_t next_rip(const struct trans *t, const struct insn *x)

@@ -39,6 +39,14 @@ static uint32_t new_exit(struct trans *t, unsigned kind, uint8_t *site, uint64_t
     return i;
 }
 
+uint32_t trans_exit_plain(struct trans *t)
+{
+    uint32_t i = new_exit(t, BT_EXIT_DIRECT, t->e.p, t->cur->rip); /* emit_cold() knows the site */
+    t->k->exits[i].plain = 1;
+    t->k->exits[i].flags_in_slot = !gen_flags_are_again(t);
+    return i;
+}
+
 static bool same_page(const struct trans *t, uint64_t target)
 {
     return !(((target + t->cs_base) ^ (t->rip + t->cs_base)) >> 12);
@@ -249,6 +257,32 @@ static void emit_cold(struct trans *t)
             e_call(e, x->stack ? k->stub_stack[!!(x->desc & BT_DESC_WRITE)] : k->stub_slow);
             e_jmp(e, x->rejoin);
             break;
+        case COLD_GUARD: {
+            e_alu_ri(e, 1, 7, H_R14, 4096); /* in the page: the group crosses its end */
+            e8(e, 0x72);                    /* jb over */
+            uint8_t *over = e->p;
+            e8(e, 0);
+            if (x->indexed)
+                e_r_base(e, 1, 0x33, H_R14, H_R15, (int32_t)x->tag_abs);
+            else
+                e_r_abs(e, 1, 0x33, H_R14, x->tag_abs);
+            e_mov_imm(e, H_R15, x->desc);
+            e_call(e, k->stub_try);
+            e_rr(e, 0, 0x85, H_R15, H_R15); /* test */
+            e_jcc(e, CC_NE, x->rejoin);
+            *over = (uint8_t)(e->p - over - 1);
+            if (x->again.kind)
+                flags_again(e, &x->again);
+            e8(e, 0xe9);
+            k->exits[x->exit].site = e_here(e);
+            e32(e, 0);
+            k->exits[x->exit].stub = e_here(e);
+            if (x->again.kind)
+                flags_to_slot(e, t->c);
+            e_mov_imm(e, H_R15, x->exit);
+            e_jmp(e, k->stub_exit);
+            break;
+        }
         case COLD_EXIT:
             k->exits[x->exit].stub = e_here(e);
             if (x->save_flags)
@@ -278,7 +312,7 @@ bool bt_cache_room(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
     return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 &&
-           k->n_blocks + 2 < BT_MAX_BLOCKS && k->n_exits + 2 * BT_MAX_BRANCHES + 16 < BT_MAX_EXITS &&
+           k->n_blocks + 2 < BT_MAX_BLOCKS && k->n_exits + 2 * BT_MAX_BRANCHES + BT_MAX_GROUPS + 16 < BT_MAX_EXITS &&
            k->n_map + BT_MAX_INSNS * 8 < BT_MAX_MAP && k->n_pages + 4 < k->max_pages;
 }
 
@@ -293,6 +327,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     t->code64 = (mode & BT_MODE_CODE) == BT_MODE_CODE64;
     t->code32 = (mode & BT_MODE_CODE) == BT_MODE_CODE32;
     t->careful = (mode & BT_MODE_CAREFUL) != 0;
+    t->plain = (mode & BT_MODE_PLAIN) != 0;
     t->flat = (mode & BT_MODE_FLAT) != 0;
     t->rip = rip;
     t->cs_base = t->code64 ? 0 : c->seg_base[BT_CS];
@@ -304,6 +339,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
 
     uint64_t pa2 = decode_block(t, pa, host);
     liveness(t);
+    group_plan(t);
 
     uint32_t bi = k->n_blocks;
     struct bt_block *b = &k->blocks[bi];
