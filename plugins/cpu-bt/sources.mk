@@ -19,7 +19,7 @@ test_sysops_LDADD = $(CMOCKA_LIBS)
 
 # Instruction forms against the host CPU; `difftest/difftest --help` for more.
 check_PROGRAMS += difftest/difftest
-difftest_difftest_SOURCES = difftest/main.c difftest/forms.c difftest/states.c difftest/native.c difftest/guest.c \
-	difftest/driver.S difftest/difftest.h difftest/layout.h
+difftest_difftest_SOURCES = difftest/main.c difftest/forms.c difftest/states.c difftest/program.c difftest/native.c difftest/guest.c \
+	difftest/driver.S difftest/difftest.h difftest/program.h difftest/layout.h
 EXTRA_DIST += difftest/seeds
 difftest_difftest_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS)
