@@ -45,7 +45,7 @@ static const struct {
     {O_DISPLAY, "display", "none", "only none: hvx screendump saves the picture"},
     {O_ENGINE, "engine", "NAME|auto", "execution engine (default auto: the first of the ranking that works)"},
     {O_ENGINE_OPTION, "engine-option", "KEY=VALUE,...", "options of the engine"},
-    {O_CPU, "cpu", "MODEL", "processor shown to the guest (default host)"},
+    {O_CPU, "cpu", "MODEL[,+F,-F...]", "processor shown to the guest (default host); --cpu help lists the models"},
     {O_NO_REBOOT, "no-reboot", NULL, "end instead of resetting"},
     {O_NO_DEFAULTS, "no-defaults", NULL, "no network card and RNG that was not asked for"},
     {O_DEBUG_EXIT, "debug-exit", "[PORT]", "let the guest end hvx by a port write, with status VALUE * 2 + 1"},
@@ -162,7 +162,10 @@ static int apply(struct hvx_run_options *o, int id, const char *v)
     case O_DISPLAY:
         return strcmp(v, "none") ? bad("--display %s: only none is there; hvx screendump saves the picture", v) : 0;
     case O_ENGINE: m->engine = v; return 0;
-    case O_CPU: m->vm.cpu_model = v; return 0;
+    case O_CPU:
+        m->vm.cpu_model = v;
+        o->cpu_help = !strcmp(v, "help");
+        return 0;
     case O_NO_REBOOT: o->no_reboot = true; return 0;
     case O_NO_DEFAULTS: m->no_defaults = true; return 0;
     case O_DEBUG_EXIT: m->debug_exit = v ? v : ""; return 0;
@@ -231,6 +234,8 @@ static int check(struct hvx_run_options *o)
     bool word = m->vm.firmware && (!strcmp(m->vm.firmware, "bios") || !strcmp(m->vm.firmware, "uefi"));
     const char *files[] = {m->vm.kernel, m->vm.initrd, word ? NULL : m->vm.firmware};
 
+    if (o->cpu_help)
+        return HVX_RUN_EXIT + hvx_cpu_help(o->config, m->engine);
     if (!m->n_disks && !m->vm.kernel && !m->cdrom && !m->vm.firmware)
         return bad("nothing to boot: name a disk image, or --kernel FILE, or --cdrom ISO (--help explains)");
     if (!m->vm.kernel && (m->vm.initrd || m->vm.append))

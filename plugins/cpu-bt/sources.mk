@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Included by plugins/cpu-bt/Makefile.am.
-cpu_bt_irqchip_sources = apic.c apic.h ioapic.c pic.c cpuid.c cpu_model.h msr.c
+cpu_bt_irqchip_sources = apic.c apic.h ioapic.c pic.c cpuid.c cpu_model.h cpu_models.c cpu_features.h msr.c paravirt.c phys.h
 
 check_PROGRAMS += test_irqchip test_cpuid_msr
 test_irqchip_SOURCES = test_irqchip.c test_stubs.h $(cpu_bt_irqchip_sources)
