@@ -13,6 +13,7 @@ struct hvx_run_options {
     const char *config;
     char name[64];
     bool name_given, no_reboot, quiet, no_control;
+    bool cpu_help; /* --cpu help */
     int log_level;
     char *owned[8]; /* texts built while parsing */
 };
@@ -20,5 +21,8 @@ struct hvx_run_options {
 /* Returns 0, or the exit status after having printed why (or --help) plus 1000. */
 HVX_WUR int hvx_run_parse(int argc, char **argv, struct hvx_run_options *o);
 #define HVX_RUN_EXIT 1000
+
+/* cpu_help.c: prints the engine's CPU models; the exit status. config, engine: as given, or NULL */
+int hvx_cpu_help(const char *config, const char *engine);
 
 #endif

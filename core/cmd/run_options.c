@@ -11,10 +11,11 @@
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum {
-    O_NAME = 256, O_CPUS, O_MEMORY, O_DISK, O_CDROM, O_KERNEL, O_INITRD, O_APPEND, O_FIRMWARE, O_BOOT, O_MACHINE,
+    O_NAME = 256, O_CPUS, O_MEMORY, O_DISK, O_CDROM, O_KERNEL, O_INITRD, O_APPEND, O_FIRMWARE, O_UEFI_VARS, O_BOOT, O_MACHINE,
     O_MACHINE_OPTION, O_NET, O_DEVICE, O_SERIAL, O_CONSOLE, O_DISPLAY, O_ENGINE, O_ENGINE_OPTION, O_CPU, O_NO_REBOOT,
     O_NO_DEFAULTS, O_DEBUG_EXIT, O_CONFIG, O_NO_CONTROL, O_QUIET, O_VERBOSE, O_HELP,
 };
@@ -32,7 +33,8 @@ static const struct {
     {O_KERNEL, "kernel", "FILE", "boot this Linux kernel or multiboot file directly"},
     {O_INITRD, "initrd", "FILE", "initial RAM disk, with --kernel"},
     {O_APPEND, "append", "TEXT", "kernel command line, with --kernel"},
-    {O_FIRMWARE, "firmware", "FILE", "firmware image (default: SeaBIOS)"},
+    {O_FIRMWARE, "firmware", "bios|uefi|FILE", "firmware (default bios, which is SeaBIOS; uefi is OVMF)"},
+    {O_UEFI_VARS, "uefi-vars", "FILE", "where UEFI's variables are kept (default with --name: a file of that name)"},
     {O_BOOT, "boot", "ORDER", "boot order of letters: c disk, d CD-ROM, n network"},
     {O_MACHINE, "machine", "TYPE", "board (default: the best enabled one)"},
     {O_MACHINE_OPTION, "machine-option", "KEY=VALUE,...", "options of the board"},
@@ -43,7 +45,7 @@ static const struct {
     {O_DISPLAY, "display", "none", "only none: hvx screendump saves the picture"},
     {O_ENGINE, "engine", "NAME|auto", "execution engine (default auto: the first of the ranking that works)"},
     {O_ENGINE_OPTION, "engine-option", "KEY=VALUE,...", "options of the engine"},
-    {O_CPU, "cpu", "MODEL", "processor shown to the guest (default host)"},
+    {O_CPU, "cpu", "MODEL[,+F,-F...]", "processor shown to the guest (default host); --cpu help lists the models"},
     {O_NO_REBOOT, "no-reboot", NULL, "end instead of resetting"},
     {O_NO_DEFAULTS, "no-defaults", NULL, "no network card and RNG that was not asked for"},
     {O_DEBUG_EXIT, "debug-exit", "[PORT]", "let the guest end hvx by a port write, with status VALUE * 2 + 1"},
@@ -149,6 +151,7 @@ static int apply(struct hvx_run_options *o, int id, const char *v)
     case O_INITRD: m->vm.initrd = v; return 0;
     case O_APPEND: m->vm.append = v; return 0;
     case O_FIRMWARE: m->vm.firmware = v; return 0;
+    case O_UEFI_VARS: m->uefi_vars = v; return 0;
     case O_BOOT:
         if (!v[0] || v[strspn(v, "acdn")])
             return bad("--boot %s: use the letters c (disk), d (CD-ROM), n (network)", v);
@@ -159,7 +162,10 @@ static int apply(struct hvx_run_options *o, int id, const char *v)
     case O_DISPLAY:
         return strcmp(v, "none") ? bad("--display %s: only none is there; hvx screendump saves the picture", v) : 0;
     case O_ENGINE: m->engine = v; return 0;
-    case O_CPU: m->vm.cpu_model = v; return 0;
+    case O_CPU:
+        m->vm.cpu_model = v;
+        o->cpu_help = !strcmp(v, "help");
+        return 0;
     case O_NO_REBOOT: o->no_reboot = true; return 0;
     case O_NO_DEFAULTS: m->no_defaults = true; return 0;
     case O_DEBUG_EXIT: m->debug_exit = v ? v : ""; return 0;
@@ -192,11 +198,44 @@ static void default_name(struct hvx_run_options *o)
         snprintf(o->name, sizeof(o->name), "vm-%d", (int)getpid());
 }
 
+/* A VM that a person has named keeps its variables. One whose name was made up
+ * does not: the next one of that name may be another. */
+static int default_vars(struct hvx_run_options *o)
+{
+    const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
+    char path[4096], *slash;
+    int n;
+
+    if (state && state[0] == '/')
+        n = snprintf(path, sizeof(path), "%s/hvx/%s.uefi-vars", state, o->name);
+    else if (geteuid() == 0)
+        n = snprintf(path, sizeof(path), "/var/lib/hvx/%s.uefi-vars", o->name);
+    else if (home && home[0] == '/')
+        n = snprintf(path, sizeof(path), "%s/.local/state/hvx/%s.uefi-vars", home, o->name);
+    else
+        return bad("no place for the UEFI variables: HOME is not set; name a file with --uefi-vars");
+    if (n < 0 || (size_t)n >= sizeof(path))
+        return bad("the path for the UEFI variables is too long; name a file with --uefi-vars");
+    for (slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        if (mkdir(path, 0700) < 0 && errno != EEXIST)
+            return bad("the folder %s for the UEFI variables: %s; name a file with --uefi-vars", path, strerror(errno)) -
+                   HVX_STATUS_USAGE + HVX_STATUS_FAILED;
+        *slash = '/';
+    }
+    o->owned[0] = strdup(path);
+    o->machine.uefi_vars = o->owned[0];
+    return o->owned[0] ? 0 : bad("out of memory");
+}
+
 static int check(struct hvx_run_options *o)
 {
     struct hvx_machine_options *m = &o->machine;
-    const char *files[] = {m->vm.kernel, m->vm.initrd, m->vm.firmware};
+    bool word = m->vm.firmware && (!strcmp(m->vm.firmware, "bios") || !strcmp(m->vm.firmware, "uefi"));
+    const char *files[] = {m->vm.kernel, m->vm.initrd, word ? NULL : m->vm.firmware};
 
+    if (o->cpu_help)
+        return HVX_RUN_EXIT + hvx_cpu_help(o->config, m->engine);
     if (!m->n_disks && !m->vm.kernel && !m->cdrom && !m->vm.firmware)
         return bad("nothing to boot: name a disk image, or --kernel FILE, or --cdrom ISO (--help explains)");
     if (!m->vm.kernel && (m->vm.initrd || m->vm.append))
@@ -204,6 +243,8 @@ static int check(struct hvx_run_options *o)
     for (unsigned i = 0; i < 3; i++)
         if (files[i] && access(files[i], R_OK) < 0)
             return bad("%s: %s", files[i], strerror(errno)) - HVX_STATUS_USAGE + HVX_STATUS_FAILED;
+    if (m->uefi_vars && (m->vm.kernel || !m->vm.firmware || !strcmp(m->vm.firmware, "bios")))
+        return bad("--uefi-vars needs UEFI firmware: add --firmware uefi");
     if (!m->n_serials)
         m->serial[m->n_serials++] = m->console && !strcmp(m->console, "stdio") ? "null" : "stdio";
     if (!m->n_nets && !m->no_defaults)
@@ -211,6 +252,8 @@ static int check(struct hvx_run_options *o)
     if (!o->name_given)
         default_name(o);
     m->vm.name = o->name;
+    if (o->name_given && word && !strcmp(m->vm.firmware, "uefi") && !m->vm.kernel && !m->uefi_vars)
+        return default_vars(o);
     return 0;
 }
 

@@ -139,6 +139,10 @@ void hvx_space_write(struct hvx_address_space *s, uint64_t addr, unsigned size, 
             memcpy(v->write_hva + (addr - v->first), in, n);
             if (s->code_written)
                 s->code_written(s->slot_opaque, addr, n);
+        } else if (v->below) { /* flash */
+            uint64_t room = v->last - addr + 1;
+            n = piece(size < room ? size : room);
+            region_write(v->below, v->below_off + (addr - v->first), n, in);
         } else if (v->kind != HVX_LAYER_IO) { /* ROM */
             n = 1;
         } else {

@@ -341,6 +341,10 @@ static int add_board(struct hvx_machine *m, struct hvx_registry *reg, const stru
     r = new_config(m, d->type, &c, err);
     for (unsigned i = 0; i < o->n_machine_options && r == 0; i++)
         r = hvx_config_parse(c, o->machine_option[i], "--machine-option", err);
+    if (r == 0 && o->uefi_vars)
+        r = has_option(d->type, "uefi-vars")
+                ? hvx_config_set(c, "uefi-vars", o->uefi_vars, "--uefi-vars", err)
+                : hvx_fail(err, -ENOTSUP, "--uefi-vars: the board %s keeps no UEFI variables", d->type->name);
     if (r == 0 && m->cdrom_id && has_option(d->type, "ide2")) {
         r = give_to_board(d->type, c, m->cdrom_id, "ide2", err);
         *cdrom_done = true;

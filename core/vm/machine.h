@@ -31,6 +31,7 @@ struct hvx_machine_options {
     const char *serial[4];
     const char *console; /* NULL: none */
     const char *cdrom;
+    const char *uefi_vars; /* the board's option of that name; NULL: not set */
     const char *debug_exit; /* NULL: none; "" default port, else the port */
     unsigned n_engine_options, n_machine_options, n_disks, n_nets, n_devices, n_serials;
     bool no_defaults; /* no RNG that nobody asked for */

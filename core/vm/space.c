@@ -34,13 +34,30 @@ static struct hvx_region *top_at(const struct hvx_address_space *s, uint64_t add
     return NULL;
 }
 
+/* A read-only map over a device region shows what the device holds (flash):
+ * the device gets the writes. */
+static struct hvx_region *io_below(const struct hvx_address_space *s, const struct hvx_region *map, uint64_t addr)
+{
+    unsigned i = s->n_layers;
+
+    while (i-- > 0 && s->layers[i] != map)
+        ;
+    while (i-- > 0 && i < s->n_layers) {
+        struct hvx_region *r = s->layers[i];
+        if (r->addr != HVX_ADDR_NONE && addr >= r->addr && addr - r->addr < r->bytes)
+            return r->kind == HVX_LAYER_IO ? r : NULL;
+    }
+    return NULL;
+}
+
 static bool continues(const struct hvx_segment_view *a, const struct hvx_segment_view *b)
 {
     uint64_t n = a->last - a->first + 1;
 
     return a->last + 1 == b->first && a->kind == b->kind && a->region == b->region &&
            a->region_off + n == b->region_off && (a->read_hva ? a->read_hva + n : NULL) == b->read_hva &&
-           (a->write_hva ? a->write_hva + n : NULL) == b->write_hva;
+           (a->write_hva ? a->write_hva + n : NULL) == b->write_hva && a->below == b->below &&
+           (!a->below || a->below_off + n == b->below_off);
 }
 
 static void flat_append(struct hvx_flat *f, const struct hvx_segment_view *v)
@@ -89,6 +106,8 @@ static void flat_add(struct hvx_address_space *s, struct hvx_flat *f, uint64_t f
             } else if (r->kind == HVX_LAYER_MAP) {
                 v.read_hva = r->hva + v.region_off;
                 v.write_hva = r->read_only ? NULL : v.read_hva;
+                v.below = r->read_only ? io_below(s, r, first) : NULL;
+                v.below_off = v.below ? first - v.below->addr : 0;
             }
         }
         if (pam & PAM_CHOSEN) {
@@ -96,6 +115,7 @@ static void flat_add(struct hvx_address_space *s, struct hvx_flat *f, uint64_t f
                 v.write_hva = ram_writable ? ram_hva : NULL;
             else if (pam & PAM_READ_RAM)
                 v.write_hva = NULL;
+            v.below = NULL; /* no chipset has flash there */
         }
         if (v.region || v.write_hva)
             flat_append(f, &v);

@@ -73,6 +73,8 @@ struct hvx_segment_view {
     uint64_t region_off; /* of `first` in the region */
     uint8_t *read_hva;   /* what a read of `first` sees, NULL for IO */
     uint8_t *write_hva;  /* where a write to `first` goes; NULL: to the device, or nowhere */
+    struct hvx_region *below; /* of a read-only map: the device region that it covers and that gets its writes */
+    uint64_t below_off;
 };
 struct hvx_flat {
     unsigned n;

@@ -227,6 +227,30 @@ static void mapped_rom_is_read_only_and_on_top(void **state)
     munmap(rom, 0x2000);
 }
 
+static void a_rom_over_a_region_hands_it_the_writes(void **state)
+{
+    struct fixture *f = *state;
+    struct reg r = {.give = 0x5a};
+    struct hvx_region *map = NULL;
+    struct hvx_error err;
+    uint8_t *rom = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t v = 0x77;
+
+    rom[4097] = 0x12;
+    add(f, HVX_SPACE_MMIO, 0xffc00000, 8192, 0, &r);
+    assert_int_equal(f->h->mem_map(f->vm, 0xffc00000, 8192, rom, true, "flash", &map, &err), 0);
+    assert_int_equal(in(f, HVX_SPACE_MMIO, 0xffc01001, 1), 0x12);
+    assert_int_equal(r.n_reads, 0);
+    f->h->io_write(f->vm, HVX_SPACE_MMIO, 0xffc01001, 1, &v);
+    assert_int_equal(r.off, 0x1001);
+    assert_int_equal(r.value, 0x77);
+    assert_int_equal(rom[4097], 0x12);
+    assert_int_equal(f->h->region_move(f->vm, map, UINT64_MAX), 0);
+    assert_int_equal(in(f, HVX_SPACE_MMIO, 0xffc01001, 1), 0x5a);
+    f->h->region_del(f->vm, map);
+    munmap(rom, 8192);
+}
+
 static void pam_chooses_what_reads_and_writes_reach(void **state)
 {
     struct fixture *f = *state;
@@ -398,6 +422,7 @@ int main(void)
         T(only_slots_that_changed_are_given_again),
         T(pci_bars_lie_under_ram),
         T(mapped_rom_is_read_only_and_on_top),
+        T(a_rom_over_a_region_hands_it_the_writes),
         T(pam_chooses_what_reads_and_writes_reach),
         T(pam_without_a_map_is_a_hole),
         T(memory_access_tells_the_engine_and_stops_at_holes),

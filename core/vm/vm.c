@@ -175,7 +175,7 @@ int hvx_vm_set_engine(struct hvx_vm *vm, const struct hvx_cpu_ops *ops, void *pl
 {
     struct hvx_engine_config cfg = {.size = sizeof(cfg),
                                     .n_vcpus = vm->params.n_vcpus,
-                                    .cpu_model = vm->params.cpu_model ? vm->params.cpu_model : "host",
+                                    .cpu_model = vm->params.cpu_model,
                                     .options = options,
                                     .tsc_hz = vm->params.tsc_hz};
     struct hvx_engine_vm *e = NULL;

@@ -53,7 +53,7 @@ struct hvx_vm_params {
     unsigned n_vcpus;
     uint64_t ram_bytes;
     const char *kernel, *initrd, *append, *firmware, *boot_order;
-    const char *cpu_model; /* NULL: "host" */
+    const char *cpu_model; /* NULL: the engine's default */
     uint64_t tsc_hz;       /* 0: measure the host's */
     /* Any thread, possibly with the VM lock held: must only post. */
     void (*on_event)(void *opaque, enum hvx_vm_event e, int code, const char *text);

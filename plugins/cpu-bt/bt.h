@@ -183,10 +183,12 @@ struct bt_vcpu {
     uint64_t dr[8];
     uint64_t star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux, pat, misc_enable;
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
-    uint64_t tsc_offset; /* guest TSC = host TSC + offset */
+    uint64_t tsc_offset; /* guest TSC = bt_tsc_scale(host TSC) + offset */
     uint64_t mtrr[32];   /* fixed and variable MTRRs as written: index is msr.c's */
     uint64_t mtrr_def;
     uint64_t mcg_status, spec_ctrl;
+    struct { uint64_t system_time, wall_clock; } pv; /* KVM's clock: paravirt.c */
+    uint8_t pv_unhalt; /* a kick by hypercall ends the present or the next HLT */
     uint8_t cpl;
     uint8_t nmi_masked, nmi_held;
     uint8_t halted;     /* in HLT */
@@ -268,6 +270,7 @@ struct bt_vcpu {
 #define BT_PEND_INIT 32u
 #define BT_PEND_SIPI 64u
 #define BT_PEND_FLUSH 128u /* drop all translations and TLBs */
+#define BT_PEND_UNHALT 256u /* paravirt.c: another vCPU kicked us out of HLT */
 
 /* --- the VM -------------------------------------------------------------------- */
 struct bt_page_chunk; /* 1 GiB of guest-physical pages: phys.c */
@@ -281,11 +284,15 @@ struct bt_vm {
     unsigned n_slots;
     struct bt_irqchip *irqchip; /* PICs and I/O APIC: pic.c, ioapic.c */
     struct bt_cpuid *cpuid;     /* the CPU model: cpuid.c */
-    uint64_t tsc_hz;
+    uint64_t tsc_hz;            /* of the guest's TSC */
+    uint64_t host_tsc_hz;       /* 0: not measured, taken to be the guest's */
+    uint64_t tsc_ratio;         /* guest's rate / host's, 48 bits of fraction; 0: they are the same */
     pthread_mutex_t lock;       /* slots, sync */
     uint64_t host_xcr0;         /* features saved by bt_fp_save: x87 SSE AVX AVX-512 */
     struct bt_syncq *syncq;     /* sync.c */
     bool have_bmi2;
+    bool amd;                   /* CPUID shows a processor of AMD's */
+    bool hypercalls;            /* VMCALL and VMMCALL are not #UD */
 };
 
 /* --- rflags ----------------------------------------------------------------------
@@ -397,7 +404,9 @@ void bt_apic_get(struct bt_vcpu *c, struct hvx_vcpu_regs *r); /* apic page, base
 void bt_apic_set(struct bt_vcpu *c, const struct hvx_vcpu_regs *r);
 
 /* --- cpuid.c, msr.c ------------------------------------------------------------------------------------ */
-int bt_cpuid_create(struct bt_vm *vm, const char *model, struct hvx_error *err); /* "host" */
+/* "host", or as `hvx run --cpu` takes it: cpu_models.c. May set vm->tsc_hz. */
+int bt_cpuid_create(struct bt_vm *vm, const char *model, struct hvx_error *err);
+uint64_t bt_pv_hypercall(struct bt_vcpu *c, uint64_t nr, const uint64_t a[4]); /* paravirt.c; the result */
 void bt_cpuid_destroy(struct bt_vm *vm);
 void bt_cpuid(struct bt_vcpu *c, uint32_t leaf, uint32_t sub, uint32_t out[4]); /* eax ebx ecx edx; allocation-free, no syscalls, no host CPUID */
 bool bt_cpuid_has_x2apic(const struct bt_vm *vm);
@@ -411,6 +420,12 @@ static inline uint64_t bt_host_tsc(void)
     return (uint64_t)hi << 32 | lo;
 }
 uint64_t bt_host_tsc_hz(void); /* tsc.c: measured, takes some 20 ms; not from translated code */
-static inline uint64_t bt_guest_tsc(const struct bt_vcpu *c) { return bt_host_tsc() + c->tsc_offset; }
+/* A host's count at the guest's rate; c->tsc_offset comes on top. */
+static inline uint64_t bt_tsc_scale(const struct bt_vm *vm, uint64_t host)
+{
+    return vm->tsc_ratio ? (uint64_t)((unsigned __int128)host * vm->tsc_ratio >> 48) : host;
+}
+void bt_tsc_scale_init(struct bt_vm *vm); /* cpuid.c: tsc_hz and host_tsc_hz are known */
+static inline uint64_t bt_guest_tsc(const struct bt_vcpu *c) { return bt_tsc_scale(c->vm, bt_host_tsc()) + c->tsc_offset; }
 
 #endif

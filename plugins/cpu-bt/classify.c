@@ -6,6 +6,7 @@
  * touch privileged or per-process host state either have a C op or raise #UD.
  * Ordinary C.
  */
+#include "cpu_model.h"
 #include "trans.h"
 
 #define M(x) ZYDIS_MNEMONIC_##x
@@ -194,7 +195,8 @@ static const uint8_t simple_ops[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     [M(RDMSR)] = BT_OP_rdmsr + 1, [M(WRMSR)] = BT_OP_wrmsr + 1, [M(RDPMC)] = BT_OP_rdpmc + 1,
     [M(RDTSC)] = BT_OP_rdtsc + 1, [M(RDTSCP)] = BT_OP_rdtscp + 1, [M(RDPID)] = BT_OP_rdpid + 1, [M(CPUID)] = BT_OP_cpuid + 1,
     [M(XGETBV)] = BT_OP_xgetbv + 1, [M(XSETBV)] = BT_OP_xsetbv + 1, [M(CLAC)] = BT_OP_clac + 1, [M(STAC)] = BT_OP_stac + 1,
-    [M(MONITOR)] = BT_OP_monitor + 1, [M(MWAIT)] = BT_OP_mwait + 1, [M(FXSAVE)] = BT_OP_fxsave + 1, [M(FXSAVE64)] = BT_OP_fxsave + 1,
+    [M(MONITOR)] = BT_OP_monitor + 1, [M(MWAIT)] = BT_OP_mwait + 1, [M(VMCALL)] = BT_OP_vmcall + 1, [M(VMMCALL)] = BT_OP_vmcall + 1,
+    [M(FXSAVE)] = BT_OP_fxsave + 1, [M(FXSAVE64)] = BT_OP_fxsave + 1,
     [M(FXRSTOR)] = BT_OP_fxrstor + 1, [M(FXRSTOR64)] = BT_OP_fxrstor + 1, [M(XSAVE)] = BT_OP_xsave + 1, [M(XSAVE64)] = BT_OP_xsave + 1,
     [M(XSAVEOPT)] = BT_OP_xsaveopt + 1, [M(XSAVEOPT64)] = BT_OP_xsaveopt + 1, [M(XSAVEC)] = BT_OP_xsavec + 1,
     [M(XSAVEC64)] = BT_OP_xsavec + 1, [M(XSAVES)] = BT_OP_xsaves + 1, [M(XSAVES64)] = BT_OP_xsaves + 1, [M(XRSTOR)] = BT_OP_xrstor + 1,
@@ -265,6 +267,10 @@ void trans_classify(struct trans *t, struct insn *x)
     x->kind = K_GENERIC;
     set_flags(x);
     set_writes(x);
+    if (t->c->vm->cpuid->restricted && trans_isa_hidden(t, x)) {
+        set_op(x, BT_OP_ud);
+        return;
+    }
     if (d->meta.category == ZYDIS_CATEGORY_STRINGOP) {
         switch (d->opcode & 0xfe) {
         case 0xa4: set_op(x, BT_OP_movs); break;
@@ -277,7 +283,7 @@ void trans_classify(struct trans *t, struct insn *x)
             x->op_kind = KIND_NEXT; /* cannot stop in the middle */
         return;
     }
-    if (d->mnemonic == M(RDTSC) && !(t->mode & (BT_MODE_TSD | BT_MODE_VM86))) {
+    if (d->mnemonic == M(RDTSC) && !(t->mode & (BT_MODE_TSD | BT_MODE_VM86)) && !t->c->vm->tsc_ratio) {
         x->kind = K_RDTSC;
         return;
     }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * plugins/cpu-bt/cpuid.c - the CPU model "host": what the host's processor has,
- * less what a guest cannot be given.
+ * plugins/cpu-bt/cpuid.c - what CPUID shows: the model "host" is what the
+ * host's processor has, less what a guest cannot be given; named models, which
+ * take nothing from the host, are in cpu_models.c.
  *
  * An unprivileged instruction runs on the host itself, so a feature is kept
  * when the host shows it (KEEP masks below); a feature of the system
@@ -23,6 +24,7 @@
 #include "cpu_model.h"
 #include "apic.h"
 #include <cpuid.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,9 +48,12 @@
 #define SET_72D B(4) /* BHI_CTRL: else Linux clears the branch history by a loop on each system call */
 #define KEEP_71A (B(0) | B(1) | B(2) | B(4) | B(5) | B(10) | B(11) | B(12) | B(23))
 #define KEEP_71D (B(4) | B(5) | B(10) | B(14))
+/* Leaf 0xd, 1: OPT, C, XGETBV(1), S; not XFD */
+#define KEEP_D1A 0xfu
 /* Leaf 0x80000001 */
 #define KEEP_E1C (B(0) | B(5) | B(6) | B(7) | B(8))
 #define KEEP_E1D (B(22) | B(26) | B(27) | B(29))
+#define AMD_E1C (B(6) | B(7))
 #define SET_E1D (B(11) /* SYSCALL */ | B(20) /* NX */)
 /* What needs AVX state, and AVX-512 state */
 #define AVX_1C (B(12) | B(28) | B(29))
@@ -57,7 +62,6 @@
 #define AVX512_7B (B(16) | B(17) | B(21) | B(28) | B(30) | B(31))
 #define AVX512_7C (B(1) | B(6) | B(11) | B(12) | B(14))
 #define AVX512_7D (B(8) | B(23))
-#define XCR0_KEEP 0xe7ull
 
 enum { A, BX, C, D };
 
@@ -92,68 +96,135 @@ static uint64_t host_xcr0(void)
     return (uint64_t)hi << 32 | lo;
 }
 
+/* --- what there is to offer ------------------------------------------------------------ */
+
+static bool host_is_amd(void)
+{
+    uint32_t h[4];
+    host(0, 0, h);
+    return h[C] == 0x444d4163 /* "cAMD" */ || h[C] == 0x656e6975 /* "uine", Hygon */;
+}
+
+static void offer(struct bt_cpuid_offer *o)
+{
+    static const struct { uint32_t leaf, sub, reg, keep, set; } words[BT_WORDS] = {
+        [BT_W_1C] = {1, 0, C, KEEP_1C, SET_1C | (BT_CPUID_PCID ? B(17) : 0)},
+        [BT_W_1D] = {1, 0, D, KEEP_1D, SET_1D},
+        [BT_W_7B] = {7, 0, BX, KEEP_7B, SET_7B},
+        [BT_W_7C] = {7, 0, C, KEEP_7C, SET_7C},
+        [BT_W_7D] = {7, 0, D, KEEP_7D, SET_7D},
+        [BT_W_71A] = {7, 1, A, KEEP_71A, 0},
+        [BT_W_71D] = {7, 1, D, KEEP_71D, 0},
+        [BT_W_72D] = {7, 2, D, 0, SET_72D},
+        [BT_W_D1A] = {0xd, 1, A, KEEP_D1A, 0},
+        [BT_W_E1C] = {0x80000001, 0, C, KEEP_E1C, 0},
+        [BT_W_E1D] = {0x80000001, 0, D, KEEP_E1D, SET_E1D},
+    };
+    uint32_t max[2][4], h[4];
+    uint64_t xcr0 = host_xcr0();
+
+    memset(o, 0, sizeof(*o));
+    host(0, 0, max[0]);
+    host(7, 0, max[1]);
+    for (unsigned i = 0; i < BT_WORDS; i++) {
+        o->host_kind[i] = words[i].keep;
+        o->engine[i] = words[i].set;
+        o->here[i] = words[i].set;
+        bool there = words[i].leaf >= 0x80000000 ||
+                     (words[i].leaf <= max[0][A] && (words[i].leaf != 7 || words[i].sub <= max[1][A]));
+        if (there) {
+            host(words[i].leaf, words[i].sub, h);
+            o->here[i] |= h[words[i].reg] & words[i].keep;
+        }
+    }
+    uint32_t *w = o->here;
+    if (!host_is_amd())
+        w[BT_W_E1C] &= ~AMD_E1C;
+    if ((xcr0 & 6) != 6) {
+        w[BT_W_1C] &= ~AVX_1C;
+        w[BT_W_7B] &= ~AVX_7B;
+        w[BT_W_7C] &= ~AVX_7C;
+        w[BT_W_71A] &= B(10) | B(11) | B(12);
+        w[BT_W_71D] &= B(14);
+    }
+    if ((xcr0 & 0xe6) != 0xe6) {
+        w[BT_W_7B] &= ~AVX512_7B;
+        w[BT_W_7C] &= ~AVX512_7C;
+        w[BT_W_7D] &= ~AVX512_7D;
+        w[BT_W_71A] &= ~B(5);
+    } else {
+        host(0xd, 5, h);
+        o->avx512_off = h[BX];
+    }
+}
+
+void bt_cpuid_models(hvx_cpu_model_fn fn, void *opaque)
+{
+    struct bt_cpuid_offer o;
+    offer(&o);
+    bt_model_list(&o, fn, opaque);
+}
+
 /* --- leaves ------------------------------------------------------------------------ */
 
-static void leaf_1(struct bt_cpuid *m)
+static void leaf_1(struct bt_cpuid *m, const struct bt_model *model)
 {
     uint32_t *r = add(m, 1, 0), h[4];
     host(1, 0, h);
-    r[A] = h[A];
-    r[BX] = (h[BX] & 0xff00) | (1u << log2_up(m->n_vcpus)) << 16; /* CLFLUSH size; APIC ID is filled in per vCPU */
-    r[C] = (h[C] & KEEP_1C) | SET_1C | (BT_CPUID_PCID ? B(17) : 0);
-    r[D] = (h[D] & KEEP_1D) | SET_1D | (m->n_vcpus > 1 ? B(28) : 0);
-    if (!(m->xcr0 & 4))
-        r[C] &= ~AVX_1C;
+    r[A] = model ? model->signature : h[A];
+    /* CLFLUSH size; APIC ID is filled in per vCPU */
+    r[BX] = (model ? 0x800 : h[BX] & 0xff00) | (1u << log2_up(m->n_vcpus)) << 16;
+    r[C] = m->word[BT_W_1C];
+    r[D] = m->word[BT_W_1D] | (m->n_vcpus > 1 ? B(28) : 0);
 }
 
-static void leaf_7(struct bt_cpuid *m, uint32_t max)
+static void leaf_7(struct bt_cpuid *m)
 {
-    uint32_t h[4] = {0}, h1[4] = {0}, *r;
-    if (max >= 7) {
-        host(7, 0, h);
-        if (h[A] >= 1)
-            host(7, 1, h1);
-    }
-    r = add(m, 7, 0);
+    uint32_t *r = add(m, 7, 0);
     r[A] = 2;
-    r[BX] = (h[BX] & KEEP_7B) | SET_7B;
-    r[C] = (h[C] & KEEP_7C) | SET_7C;
-    r[D] = (h[D] & KEEP_7D) | SET_7D;
-    uint32_t *r1 = add(m, 7, 1);
-    r1[A] = h1[A] & KEEP_71A;
-    r1[D] = h1[D] & KEEP_71D;
-    add(m, 7, 2)[D] = SET_72D;
-    if (!(m->xcr0 & 4)) {
-        r[BX] &= ~AVX_7B;
-        r[C] &= ~AVX_7C;
-        r1[A] &= B(10) | B(11) | B(12);
-        r1[D] &= B(14);
-    }
-    if ((m->xcr0 & 0xe0) != 0xe0) {
-        r[BX] &= ~AVX512_7B;
-        r[C] &= ~AVX512_7C;
-        r[D] &= ~AVX512_7D;
-        r1[A] &= ~B(5);
-    }
+    r[BX] = m->word[BT_W_7B];
+    r[C] = m->word[BT_W_7C];
+    r[D] = m->word[BT_W_7D];
+    r = add(m, 7, 1);
+    r[A] = m->word[BT_W_71A];
+    r[D] = m->word[BT_W_71D];
+    add(m, 7, 2)[D] = m->word[BT_W_72D];
 }
 
-/* Caches as the host's, shared as the guest's cores would: the first two levels
- * per core, the rest by the package. */
-static void leaf_caches(struct bt_cpuid *m, uint32_t leaf)
+static void leaf_cache(struct bt_cpuid *m, uint32_t leaf, uint32_t sub, const uint32_t h[4])
 {
+    uint32_t *r = add(m, leaf, sub);
+    /* Shared as the guest's cores would: the first two levels per core, the rest by the package. */
+    unsigned shared = ((h[A] >> 5) & 7) >= 3 ? (1u << log2_up(m->n_vcpus)) - 1 : 0;
+    r[A] = (h[A] & 0x3fff) | shared << 14;
+    if (leaf == 4)
+        r[A] |= ((1u << log2_up(m->n_vcpus)) - 1) << 26;
+    r[BX] = h[BX];
+    r[C] = h[C];
+    r[D] = h[D];
+}
+
+static unsigned l2_ways(const struct bt_model *model) { return model->l2_kib == 1280 ? 20 : model->l2_kib > 512 ? 16 : 8; }
+
+static void leaf_caches(struct bt_cpuid *m, const struct bt_model *model)
+{
+    if (model) { /* 32 KiB each for data and code, the second level, 16 MiB for all; lines of 64 bytes */
+        const unsigned ways = l2_ways(model), sets = model->l2_kib * 16 / ways;
+        const uint32_t h[4][4] = {{0x121, 7u << 22 | 63, 63, 0}, {0x122, 7u << 22 | 63, 63, 0},
+                                  {0x143, (ways - 1) << 22 | 63, sets - 1, 0}, {0x163, 15u << 22 | 63, 16383, 0}};
+        for (uint32_t sub = 0; sub < 4; sub++)
+            leaf_cache(m, 4, sub, h[sub]);
+        add(m, 2, 0)[A] = 0x00feff01; /* "see leaf 4" */
+        return;
+    }
+    uint32_t h[4];
+    host(2, 0, h);
+    memcpy(add(m, 2, 0), h, sizeof(h));
     for (uint32_t sub = 0; sub < 8; sub++) {
-        uint32_t h[4];
-        host(leaf, sub, h);
+        host(4, sub, h);
         if (!(h[A] & 31))
             break;
-        uint32_t *r = add(m, leaf, sub);
-        unsigned shared = ((h[A] >> 5) & 7) >= 3 ? (1u << log2_up(m->n_vcpus)) - 1 : 0;
-        r[A] = (h[A] & 0x3fff) | shared << 14;
-        if (leaf == 4)
-            r[A] |= ((1u << log2_up(m->n_vcpus)) - 1) << 26;
-        r[BX] = h[BX];
-        r[C] = h[C];
-        r[D] = h[D];
+        leaf_cache(m, 4, sub, h);
     }
 }
 
@@ -171,6 +242,8 @@ static void leaf_topology(struct bt_cpuid *m, uint32_t leaf)
 static void leaf_xsave(struct bt_cpuid *m)
 {
     uint32_t h[4], *r, max = 576;
+    if (!(m->word[BT_W_1C] & B(26)))
+        return;
     for (unsigned i = 2; i < 16; i++) {
         if (!(m->xcr0 >> i & 1))
             continue;
@@ -184,9 +257,8 @@ static void leaf_xsave(struct bt_cpuid *m)
     r = add(m, 0xd, 0);
     r[A] = (uint32_t)m->xcr0;
     r[C] = max;
-    host(0xd, 1, h);
     r = add(m, 0xd, 1);
-    r[A] = h[A] & 0xf; /* OPT, C, XGETBV(1), S; not XFD */
+    r[A] = m->word[BT_W_D1A];
     for (unsigned i = 2; i < 16; i++) {
         if (!m->comp_size[i])
             continue;
@@ -222,38 +294,57 @@ static void leaf_tsc(struct bt_cpuid *m, uint64_t tsc_hz)
     r[C] = 100;
 }
 
-static void leaf_extended(struct bt_cpuid *m)
+static void leaf_brand(struct bt_cpuid *m, const struct bt_model *model)
+{
+    char text[49] = "";
+    snprintf(text, sizeof(text), "%s virtual processor", model->name);
+    for (uint32_t i = 0; i < 3; i++)
+        memcpy(add(m, 0x80000002 + i, 0), text + 16 * i, 16);
+    if (m->amd) {
+        uint32_t *r = add(m, 0x80000005, 0);
+        r[C] = r[D] = 32u << 24 | 8u << 16 | 1u << 8 | 64;
+    }
+    uint32_t *r = add(m, 0x80000006, 0);
+    r[C] = model->l2_kib << 16 | (l2_ways(model) > 8 ? 8u : 6u) << 12 | (m->amd ? 1u << 8 : 0) | 64;
+    r[D] = m->amd ? 32u << 18 | 8u << 12 | 1u << 8 | 64 : 0;
+}
+
+static void leaf_extended(struct bt_cpuid *m, const struct bt_model *model)
 {
     uint32_t h[4], *r;
     host(0x80000000, 0, h);
-    uint32_t max = h[A];
+    uint32_t max = model ? 0x80000021 : h[A];
     r = add(m, 0x80000000, 0);
     r[A] = max < 0x80000008 ? 0x80000008 : max > 0x80000021 ? 0x80000021 : max;
     if (!m->amd)
         r[A] = 0x80000008;
     else
-        r[BX] = h[BX], r[C] = h[C], r[D] = h[D];
-    host(0x80000001, 0, h);
+        r[BX] = m->leaf[0].r[BX], r[C] = m->leaf[0].r[C], r[D] = m->leaf[0].r[D];
     r = add(m, 0x80000001, 0);
-    r[A] = m->amd ? h[A] : 0;
-    r[C] = h[C] & KEEP_E1C & (m->amd ? ~0u : ~(B(6) | B(7)));
-    r[D] = (h[D] & KEEP_E1D) | SET_E1D;
+    r[A] = m->amd ? m->leaf[1].r[A] : 0;
+    r[C] = m->word[BT_W_E1C];
+    r[D] = m->word[BT_W_E1D];
     if (m->amd) /* the low bits repeat leaf 1's */
         r[D] |= m->leaf[1].r[D] & 0x0183f3ffu & ~B(11);
-    for (uint32_t l = 0x80000002; l <= 0x80000006 && l <= max; l++) {
+    if (model)
+        leaf_brand(m, model);
+    for (uint32_t l = 0x80000002; !model && l <= 0x80000006 && l <= max; l++) {
         host(l, 0, h);
         memcpy(add(m, l, 0), h, sizeof(h));
     }
     add(m, 0x80000007, 0)[D] = B(8); /* invariant TSC */
     host(0x80000008, 0, h);
     r = add(m, 0x80000008, 0);
-    m->phys_bits = (h[A] & 0xff) > 40 ? 40 : h[A] & 0xff; /* bt_vm.chunk[] spans 1 TiB */
+    /* bt_vm.chunk[] spans 1 TiB. Page tables are walked by us: a named model may have more bits than the host. */
+    m->phys_bits = model || (h[A] & 0xff) > 40 ? 40 : h[A] & 0xff;
     r[A] = m->phys_bits | 48u << 8;
     if (m->amd) {
         r[BX] = B(26) | B(29); /* SSB_NO, BTC_NO */
         r[C] = (m->n_vcpus - 1) | log2_up(m->n_vcpus) << 12;
         if (max >= 0x80000021) {
-            host(0x80000021, 0, h);
+            h[A] = B(2);
+            if (!model)
+                host(0x80000021, 0, h);
             r = add(m, 0x80000021, 0);
             r[A] = (h[A] & (B(2) /* LFENCE serialises */)) | B(29) /* SRSO_NO */;
             r[C] = B(1) | B(2); /* TSA_SQ_NO, TSA_L1_NO */
@@ -261,54 +352,88 @@ static void leaf_extended(struct bt_cpuid *m)
     }
 }
 
-static void leaf_hypervisor(struct bt_cpuid *m, uint64_t tsc_hz)
+/* Rates that differ by less than a measurement is good for are the same: a
+ * scaled RDTSC costs more. 250 ppm is what KVM takes for equal. */
+void bt_tsc_scale_init(struct bt_vm *vm)
 {
+    uint64_t want = vm->tsc_hz, have = vm->host_tsc_hz;
+    uint64_t off = want > have ? want - have : have - want;
+    vm->tsc_ratio = !have || off < have / 4000 ? 0 : (uint64_t)(((unsigned __int128)want << 48) / have);
+}
+
+/* Leaf 0x40000010 is VMware's form of telling the TSC's and the APIC's clock in kHz. */
+static void leaf_hypervisor(struct bt_cpuid *m, const struct bt_vm *vm)
+{
+    const bool kvm = m->hypervisor == BT_HYPERVISOR_KVM;
+    if (m->hypervisor == BT_HYPERVISOR_NONE)
+        return;
     uint32_t *r = add(m, 0x40000000, 0);
     r[A] = 0x40000010;
-    memcpy(r + 1, "HVXHVXHVXHVX", 12);
-    r = add(m, 0x40000010, 0); /* VMware's form: TSC and APIC clock in kHz */
-    r[A] = (uint32_t)(tsc_hz / 1000);
+    memcpy(r + 1, kvm ? "KVMKVMKVM\0\0\0" : "HVXHVXHVXHVX", 12);
+    if (kvm)
+        add(m, 0x40000001, 0)[A] = bt_pv_features(vm);
+    r = add(m, 0x40000010, 0);
+    r[A] = (uint32_t)(vm->tsc_hz / 1000);
     r[BX] = (uint32_t)(BT_APIC_BUS_HZ / 1000);
 }
 
-int bt_cpuid_create(struct bt_vm *vm, const char *model, struct hvx_error *err)
+static void vendor(struct bt_cpuid *m, const struct bt_model *model)
 {
-    uint32_t h[4], *r;
+    uint32_t h[4], *r = add(m, 0, 0);
+    host(0, 0, h);
+    r[A] = 0x1f;
+    if (model) { /* EBX EDX ECX */
+        memcpy(&h[BX], model->vendor, 4);
+        memcpy(&h[D], model->vendor + 4, 4);
+        memcpy(&h[C], model->vendor + 8, 4);
+    }
+    r[BX] = h[BX], r[C] = h[C], r[D] = h[D];
+    m->amd = model ? model->vendor[0] == 'A' : host_is_amd();
+}
 
-    if (model && strcmp(model, "host") != 0)
-        return hvx_fail(err, -EINVAL, "cpu model \"%.40s\" is not known to engine bt; the one it has is \"host\"", model);
+int bt_cpuid_create(struct bt_vm *vm, const char *text, struct hvx_error *err)
+{
+    struct bt_cpuid_offer o;
+    struct bt_model_choice choice;
+    uint32_t h[4];
+
+    offer(&o);
+    int rc = bt_model_choose(text ? text : "host", &o, &choice, err);
+    if (rc)
+        return rc;
     struct bt_cpuid *m = calloc(1, sizeof(*m));
     if (!m)
         return hvx_fail(err, -ENOMEM, "no memory for the CPU model");
+    if (choice.tsc_hz)
+        vm->tsc_hz = choice.tsc_hz;
+    bt_tsc_scale_init(vm);
+    memcpy(m->word, choice.word, sizeof(m->word));
+    m->restricted = choice.restricted;
+    m->hypervisor = (uint8_t)choice.hypervisor;
     m->n_vcpus = vm->n_vcpus ? vm->n_vcpus : 1;
     m->tsc_base = bt_host_tsc();
-    m->xcr0 = host_xcr0() & XCR0_KEEP;
-    if (!(m->xcr0 & 4))
-        m->xcr0 &= 3;
-    if ((m->xcr0 & 0xe0) != 0xe0)
-        m->xcr0 &= 7;
+    m->xcr0 = 3;
+    if (m->word[BT_W_1C] & B(28))
+        m->xcr0 |= 4;
+    if (m->word[BT_W_7B] & B(16))
+        m->xcr0 |= 0xe0;
 
     host(0, 0, h);
-    uint32_t max = h[A];
-    m->amd = h[C] == 0x444d4163 /* "cAMD" */ || h[C] == 0x656e6975 /* "uine", Hygon */;
-    r = add(m, 0, 0);
-    r[A] = 0x1f;
-    r[BX] = h[BX], r[C] = h[C], r[D] = h[D];
-    leaf_1(m);
-    if (!m->amd && max >= 4) {
-        host(2, 0, h);
-        memcpy(add(m, 2, 0), h, sizeof(h));
-        leaf_caches(m, 4);
-    }
+    vendor(m, choice.model);
+    leaf_1(m, choice.model);
+    if (!m->amd && (choice.model || h[A] >= 4))
+        leaf_caches(m, choice.model);
     add(m, 6, 0)[A] = B(2); /* ARAT: the APIC timer never stops */
-    leaf_7(m, max);
+    leaf_7(m);
     leaf_topology(m, 0xb);
     leaf_topology(m, 0x1f);
     leaf_xsave(m);
     leaf_tsc(m, vm->tsc_hz);
-    leaf_hypervisor(m, vm->tsc_hz);
-    leaf_extended(m);
     vm->cpuid = m;
+    vm->amd = m->amd;
+    vm->hypercalls = m->hypervisor == BT_HYPERVISOR_KVM;
+    leaf_hypervisor(m, vm);
+    leaf_extended(m, choice.model);
     return 0;
 }
 
@@ -320,8 +445,7 @@ void bt_cpuid_destroy(struct bt_vm *vm)
 
 bool bt_cpuid_has_x2apic(const struct bt_vm *vm)
 {
-    (void)vm;
-    return (SET_1C & B(21)) != 0;
+    return bt_cpuid_has(vm, BT_F_X2APIC);
 }
 
 /* --- the instruction ------------------------------------------------------------------ */

@@ -27,6 +27,7 @@ _Static_assert(M_SLOTS <= 32, "c->mtrr[] is too small");
 const uint32_t bt_msr_saved[] = {
     0x3b,  0x48,  0x17a, 0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20a, 0x20b, 0x20c,
     0x20d, 0x20e, 0x20f, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, 0x2ff,
+    0x4b564d00, 0x4b564d01,
 };
 const unsigned bt_n_msr_saved = sizeof(bt_msr_saved) / sizeof(bt_msr_saved[0]);
 _Static_assert(sizeof(bt_msr_saved) / sizeof(bt_msr_saved[0]) <= HVX_MAX_MSRS, "too many MSRs to save");
@@ -76,11 +77,14 @@ static bool write_pat(struct bt_vcpu *c, uint64_t v)
 
 /* --- time ----------------------------------------------------------------------------- */
 
+uint64_t bt_msr_tsc_adjust(const struct bt_vcpu *c) { return c->mtrr[M_TSC_ADJUST]; }
+
 static void move_tsc(struct bt_vcpu *c, uint64_t delta)
 {
     c->mtrr[M_TSC_ADJUST] += delta;
     c->tsc_offset += delta;
     bt_apic_tsc_moved(c, delta);
+    bt_pv_tsc_moved(c);
 }
 
 /* --- segment bases ------------------------------------------------------------------------ */
@@ -103,6 +107,21 @@ static bool write_canonical(uint64_t *field, uint64_t v)
 }
 
 /* --- unknown and odd ones ------------------------------------------------------------------ */
+
+/* Registers that CPUID shows by a feature: without it they are not there. */
+static bool hidden(const struct bt_vcpu *c, uint32_t index)
+{
+    switch (index) {
+    case 0x3b: return !bt_cpuid_has(c->vm, BT_F_TSC_ADJUST);
+    case 0x48:
+    case 0x49: return !bt_cpuid_has(c->vm, BT_F_SPEC_CTRL);
+    case 0x10a: return !bt_cpuid_has(c->vm, BT_F_ARCH_CAP);
+    case 0x6e0: return !bt_cpuid_has(c->vm, BT_F_TSC_DEADLINE);
+    case 0xda0: return !bt_cpuid_has(c->vm, BT_F_XSAVES);
+    case 0xc0000103: return !bt_cpuid_has(c->vm, BT_F_RDTSCP) && !bt_cpuid_has(c->vm, BT_F_RDPID);
+    default: return false;
+    }
+}
 
 static bool unknown(struct bt_vcpu *c, const char *how, uint32_t index)
 {
@@ -145,6 +164,8 @@ bool bt_rdmsr(struct bt_vcpu *c, uint32_t index, uint64_t *value)
 {
     int slot;
 
+    if (hidden(c, index))
+        return unknown(c, "a read", index);
     if ((index >= 0x800 && index < 0x840) || index == 0x1b || index == 0x6e0)
         return bt_apic_msr(c, index, false, value);
     switch (index) {
@@ -195,7 +216,7 @@ bool bt_rdmsr(struct bt_vcpu *c, uint32_t index, uint64_t *value)
         *value = 0;
         return true;
     }
-    return unknown(c, "a read", index);
+    return bt_pv_rdmsr(c, index, value) || unknown(c, "a read", index);
 }
 
 /* --- writing ------------------------------------------------------------------------------------ */
@@ -204,6 +225,8 @@ bool bt_wrmsr(struct bt_vcpu *c, uint32_t index, uint64_t v)
 {
     int slot;
 
+    if (hidden(c, index))
+        return unknown(c, "a write", index);
     if ((index >= 0x800 && index < 0x840) || index == 0x1b || index == 0x6e0)
         return bt_apic_msr(c, index, true, &v);
     switch (index) {
@@ -254,9 +277,38 @@ bool bt_wrmsr(struct bt_vcpu *c, uint32_t index, uint64_t v)
     slot = mtrr_slot(index);
     if (slot >= 0)
         return write_mtrr(c, slot, v);
-    if (amd_config(c, index))
+    if (amd_config(c, index) || bt_pv_wrmsr(c, index, v))
         return true;
     return unknown(c, "a write", index);
+}
+
+/* --- saved states ------------------------------------------------------------------------------- */
+
+void bt_msr_get_all(struct bt_vcpu *c, struct hvx_vcpu_regs *r)
+{
+    r->n_msrs = 0;
+    for (unsigned i = 0; i < bt_n_msr_saved; i++) {
+        uint32_t index = bt_msr_saved[i];
+        uint64_t v;
+        if (hidden(c, index) || (index >= 0x4b564d00 && !bt_pv_msr(c, index)) || !bt_rdmsr(c, index, &v))
+            continue;
+        r->msrs[r->n_msrs].index = index;
+        r->msrs[r->n_msrs].pad = 0;
+        r->msrs[r->n_msrs++].value = v;
+    }
+}
+
+void bt_msr_set_all(struct bt_vcpu *c, const struct hvx_vcpu_regs *r)
+{
+    for (unsigned i = 0; i < r->n_msrs && i < HVX_MAX_MSRS; i++) {
+        uint32_t index = r->msrs[i].index;
+        if (index == 0x3b)
+            c->mtrr[M_TSC_ADJUST] = r->msrs[i].value;
+        else if (bt_pv_msr(c, index))
+            bt_pv_set_msr(c, index, r->msrs[i].value);
+        else
+            bt_wrmsr(c, index, r->msrs[i].value);
+    }
 }
 
 /* Power-on. The TSC of all vCPUs counts from one moment, so that they agree. */
@@ -270,5 +322,6 @@ void bt_msr_reset(struct bt_vcpu *c)
     c->pat = PAT_RESET;
     c->misc_enable = MISC_ENABLE_RESET;
     c->mcg_status = c->spec_ctrl = c->xss = 0;
-    c->tsc_offset = 0 - c->vm->cpuid->tsc_base;
+    c->tsc_offset = 0 - bt_tsc_scale(c->vm, c->vm->cpuid->tsc_base);
+    bt_pv_reset(c);
 }

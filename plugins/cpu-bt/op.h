@@ -60,6 +60,7 @@ typedef void (*bt_op_fn)(struct bt_vcpu *c, const struct bt_op *op);
     X(invlpg, END) X(invpcid, END) X(invd, NEXT) X(wbinvd, NEXT)                                                    \
     X(rdmsr, NEXT) X(wrmsr, END) X(rdpmc, NEXT) X(rdtsc, NEXT) X(rdtscp, NEXT) X(rdpid, NEXT)                       \
     X(cpuid, NEXT) X(xgetbv, NEXT) X(xsetbv, END) X(clac, NEXT) X(stac, NEXT) X(monitor, NEXT) X(mwait, END)        \
+    X(vmcall, END)                                                                                                  \
     /* extended state: memory operand, 64-byte alignment rules; guest vector state is live in host registers */     \
     X(fxsave, NEXT) X(fxrstor, NEXT) X(xsave, NEXT) X(xsaveopt, NEXT) X(xsavec, NEXT) X(xsaves, NEXT)               \
     X(xrstor, NEXT) X(xrstors, NEXT) X(fnsave, NEXT) X(frstor, NEXT) X(fnstenv, NEXT) X(fldenv, NEXT)               \

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * plugins/cpu-bt/op_sys.c - fast system calls, MSRs, flags, time, CPUID and
- * other system instructions. Vendor-dependent behaviour follows Intel.
+ * other system instructions. Vendor-dependent behaviour follows the vendor that
+ * CPUID shows where programs depend on it, else Intel.
  */
 #include "sys.h"
 
@@ -27,28 +28,52 @@ static void flat_segs(struct bt_vcpu *c, uint32_t cs, uint16_t cs_attr, uint32_t
 }
 
 /* --- SYSCALL and SYSRET ----------------------------------------------------------- */
+/* AMD's processors have it outside 64-bit code, too (APM volume 3, SYSCALL):
+ * from compatibility mode by way of CSTAR, and without long mode to STAR's low half. */
+static void syscall_legacy(struct bt_vcpu *c, const struct bt_op *op)
+{
+    uint32_t sel = (c->star >> 32) & 0xfffc;
+    c->gpr[BT_RCX] = op->next_rip;
+    c->sysflags &= ~(BT_VM | BT_RF);
+    c->iflag = 0;
+    c->rip = (uint32_t)c->star;
+    c->st.syscalls++;
+    flat_segs(c, sel, CODE32_0, sel + 8, DATA_0, 0);
+}
+
 void bt_op_syscall(struct bt_vcpu *c, const struct bt_op *op)
 {
-    if (!bt_code64(c) || !(c->efer & BT_EFER_SCE))
+    if (!(c->efer & BT_EFER_SCE) || (!bt_code64(c) && !(c->vm->amd && bt_pe(c))))
         bt_raise(c, BT_EX_UD);
+    if (!bt_long_mode(c)) {
+        syscall_legacy(c, op);
+        return;
+    }
     uint32_t flags = bt_rflags(c) & ~BT_RF, sel = (c->star >> 32) & 0xfffc;
+    bool compat = !bt_code64(c);
     c->gpr[BT_RCX] = op->next_rip;
     c->gpr[11] = flags;
     bt_set_rflags(c, flags & ~(uint32_t)c->sfmask);
-    c->rip = c->lstar;
+    c->rip = compat ? c->cstar : c->lstar;
     c->st.syscalls++;
     flat_segs(c, sel, CODE64_0, sel + 8, DATA_0, 0);
 }
 
 void bt_op_sysret(struct bt_vcpu *c, const struct bt_op *op)
 {
-    if (!bt_code64(c) || !(c->efer & BT_EFER_SCE))
+    if (!(c->efer & BT_EFER_SCE) || (!bt_code64(c) && !(c->vm->amd && bt_pe(c))))
         bt_raise(c, BT_EX_UD);
     sys_need_cpl0(c);
-    bool wide = op->opsize == 8;
-    if (wide && !sys_canonical(c->gpr[BT_RCX]))
+    bool wide = op->opsize == 8 && bt_code64(c);
+    if (wide && !c->vm->amd && !sys_canonical(c->gpr[BT_RCX])) /* AMD's: #GP at the target, as any jump */
         sys_gp0(c);
     uint32_t sel = (c->star >> 48) & 0xffff;
+    if (!bt_long_mode(c)) {
+        c->rip = (uint32_t)c->gpr[BT_RCX];
+        c->iflag = 1;
+        flat_segs(c, sel | 3, CODE32_3, (sel + 8) | 3, DATA_3, 3);
+        return;
+    }
     c->rip = wide ? c->gpr[BT_RCX] : (uint32_t)c->gpr[BT_RCX];
     bt_set_rflags(c, (uint32_t)c->gpr[11] & 0x3c7fd7);
     flat_segs(c, (sel + (wide ? 16 : 0)) | 3, wide ? CODE64_3 : CODE32_3, (sel + 8) | 3, DATA_3, 3);
@@ -59,6 +84,8 @@ void bt_op_sysenter(struct bt_vcpu *c, const struct bt_op *op)
 {
     (void)op;
     uint32_t sel = c->sysenter_cs & 0xfffc;
+    if (c->vm->amd && bt_long_mode(c)) /* AMD's have it in legacy mode alone */
+        bt_raise(c, BT_EX_UD);
     if (!bt_pe(c) || !sel)
         sys_gp0(c);
     bool lm = bt_long_mode(c);
@@ -73,6 +100,8 @@ void bt_op_sysenter(struct bt_vcpu *c, const struct bt_op *op)
 void bt_op_sysexit(struct bt_vcpu *c, const struct bt_op *op)
 {
     uint32_t sel = c->sysenter_cs & 0xfffc;
+    if (c->vm->amd && bt_long_mode(c))
+        bt_raise(c, BT_EX_UD);
     if (!bt_pe(c) || !sel || c->cpl)
         sys_gp0(c);
     bool wide = op->opsize == 8 && bt_code64(c);
@@ -376,6 +405,18 @@ void bt_op_mwait(struct bt_vcpu *c, const struct bt_op *op)
 {
     (void)op;
     need_monitor(c);
+}
+
+/* --- hypercalls --------------------------------------------------------------------------------------- */
+/* KVM's convention: number in RAX, arguments in RBX RCX RDX RSI, 32 bits wide outside 64-bit code. */
+void bt_op_vmcall(struct bt_vcpu *c, const struct bt_op *op)
+{
+    const uint64_t mask = sys_mask(bt_code64(c) ? 8 : 4);
+    const uint64_t a[4] = {c->gpr[BT_RBX] & mask, c->gpr[BT_RCX] & mask, c->gpr[BT_RDX] & mask, c->gpr[BT_RSI] & mask};
+    (void)op;
+    if (!c->vm->hypercalls || !bt_pe(c))
+        bt_raise(c, BT_EX_UD);
+    c->gpr[BT_RAX] = bt_pv_hypercall(c, c->gpr[BT_RAX] & mask, a) & mask;
 }
 
 void bt_op_nop(struct bt_vcpu *c, const struct bt_op *op)

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "apic.h"
 #include "cache.h"
+#include "cpu_model.h"
 #include "phys.h"
 #include "run.h"
 #include "translate.h"
@@ -87,13 +88,21 @@ static int vm_create(void *ctx, struct hvx_vm *hvm, const struct hvx_engine_conf
     vm->hvm = hvm;
     vm->host = e->host;
     vm->n_vcpus = cfg->n_vcpus;
-    vm->tsc_hz = cfg->tsc_hz ? cfg->tsc_hz : bt_host_tsc_hz();
+    vm->host_tsc_hz = bt_host_tsc_hz();
+    vm->tsc_hz = cfg->tsc_hz ? cfg->tsc_hz : vm->host_tsc_hz;
+    if (vm->tsc_hz < BT_TSC_HZ_MIN || vm->tsc_hz > BT_TSC_HZ_MAX) {
+        rc = hvx_fail(err, -EINVAL, "cpu-bt: a TSC of %llu Hz; 100 MHz to 10 GHz are possible",
+                      (unsigned long long)vm->tsc_hz);
+        free(vm);
+        return rc;
+    }
     vm->host_xcr0 = host_xcr0();
     vm->have_bmi2 = host_has(7, 1, 8);
     pthread_mutex_init(&vm->lock, NULL);
     rc = bt_sync_create(vm);
     if (!rc)
-        rc = bt_cpuid_create(vm, cfg->cpu_model ? cfg->cpu_model : "host", err);
+        rc = bt_cpuid_create(vm, cfg->cpu_model ? cfg->cpu_model
+                                 : cfg->options ? e->host->conf_string(cfg->options, "cpu") : "host", err);
     if (!rc && (rc = bt_irqchip_create(vm)))
         hvx_fail(err, rc, "cpu-bt: cannot make the interrupt controllers");
     if (!rc)
@@ -178,7 +187,6 @@ void bt_vcpu_init(struct bt_vcpu *c, bool init)
     if (!init) {
         c->xcr0 = 1;
         c->xss = 0;
-        c->tsc_offset = 0 - bt_host_tsc();
         bt_msr_reset(c);
         c->fp_live = 0;
         memset(c->xsave, 0, sizeof(c->xsave));
@@ -338,7 +346,7 @@ static int vcpu_get(struct hvx_vcpu *v, struct hvx_vcpu_regs *r)
     r->nmi_masked = c->nmi_masked;
     r->pending_exception = c->exc.valid ? 0x80000000u | (c->exc.has_error ? 0x100u : 0) | c->exc.vector : 0;
     r->pending_error_code = c->exc.error;
-    r->n_msrs = 0;
+    bt_msr_get_all(c, r);
     bt_apic_get(c, r);
     r->xsave_size = 2696 < HVX_XSAVE_MAX ? 2696 : HVX_XSAVE_MAX;
     memcpy(r->xsave, c->xsave, sizeof(r->xsave));
@@ -350,7 +358,7 @@ static int vcpu_get(struct hvx_vcpu *v, struct hvx_vcpu_regs *r)
  * means that one's. */
 static void set_tsc(struct bt_vcpu *c, uint64_t tsc)
 {
-    uint64_t offset = tsc - bt_host_tsc();
+    uint64_t offset = tsc - bt_tsc_scale(c->vm, bt_host_tsc());
     for (unsigned i = 0; i < c->vm->n_vcpus; i++) {
         const struct bt_vcpu *o = c->vm->vcpu[(c->index + i) % c->vm->n_vcpus];
         int64_t d = o ? (int64_t)(offset - o->tsc_offset) : INT64_MAX;
@@ -365,9 +373,10 @@ static void set_tsc(struct bt_vcpu *c, uint64_t tsc)
 static int vcpu_set(struct hvx_vcpu *v, const struct hvx_vcpu_regs *r, struct hvx_error *err)
 {
     struct bt_vcpu *c = (struct bt_vcpu *)v;
-    if (r->xcr0 & ~c->vm->host_xcr0)
-        return hvx_fail(err, -ENOTSUP, "cpu-bt: the saved state uses XSAVE features %#llx, this host has %#llx",
-                        (unsigned long long)r->xcr0, (unsigned long long)c->vm->host_xcr0);
+    if (r->xcr0 & ~bt_cpuid_xcr0(c->vm))
+        return hvx_fail(err, -ENOTSUP, "cpu-bt: the saved state uses XSAVE features %#llx, the CPU model here has %#llx; "
+                        "start the VM with the --cpu that it was saved with",
+                        (unsigned long long)r->xcr0, (unsigned long long)bt_cpuid_xcr0(c->vm));
     c->wait_sipi = r->mp_state == 2;
     c->halted = r->mp_state == 1;
     memcpy(c->gpr, r->gpr, sizeof(c->gpr));
@@ -400,6 +409,7 @@ static int vcpu_set(struct hvx_vcpu *v, const struct hvx_vcpu_regs *r, struct hv
     c->sysenter_eip = r->sysenter_eip;
     c->pat = r->pat;
     c->misc_enable = r->misc_enable;
+    bt_msr_set_all(c, r);
     c->shadow = (uint8_t)r->interrupt_shadow;
     c->nmi_masked = (uint8_t)r->nmi_masked;
     c->cpl = c->sysflags & BT_VM ? 3 : (c->cr0 & BT_CR0_PE) ? c->seg[BT_SS].attr >> 5 & 3 : 0;
@@ -454,7 +464,7 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
 #define S(field, unit) fn(opaque, g, #field, c->st.field, unit)
         S(blocks, "blocks");
         S(insns_translated, "instructions");
-        fn(opaque, g, "translate_ns", (uint64_t)((double)c->st.translate_cycles * 1e9 / (double)vm->tsc_hz), "ns");
+        fn(opaque, g, "translate_ns", (uint64_t)((double)c->st.translate_cycles * 1e9 / (double)vm->host_tsc_hz), "ns");
         S(code_bytes, "bytes");
         S(chains, "links");
         S(dispatches, "times");
@@ -483,6 +493,19 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
     }
 }
 
+static int cpu_models(void *ctx, hvx_cpu_model_fn fn, void *opaque)
+{
+    (void)ctx;
+    bt_cpuid_models(fn, opaque);
+    return 0;
+}
+
+static const struct hvx_option options[] = {
+    {.name = "cpu", .type = HVX_OPT_STRING, .def = "host",
+     .help = "CPU model when hvx run has no --cpu: NAME[,+FEATURE,-FEATURE][,hypervisor=kvm|hvx|none][,tsc-frequency=HZ]"},
+    {.name = NULL},
+};
+
 static const struct hvx_cpu_ops ops = {
     .size = sizeof(ops),
     .rank = 10,
@@ -503,11 +526,12 @@ static const struct hvx_cpu_ops ops = {
     .msi = msi,
     .code_written = code_written,
     .stats = stats,
+    .cpu_models = cpu_models,
 };
 
 static const char *const capabilities[] = {"real-mode", "protected-mode", "long-mode", "smp", "irqchip", NULL};
 
 HVX_PLUGIN_DEFINE(cpu_bt, HVX_FAMILY_CPU, HVX_CPU_MINOR, .name = "cpu-bt", .version = "0.1",
                   .summary = "binary-translating engine: runs any x86 guest without hardware virtualization",
-                  .license = "Apache-2.0", .options = NULL, .capabilities = capabilities, .init = bt_init, .fini = bt_fini,
+                  .license = "Apache-2.0", .options = options, .capabilities = capabilities, .init = bt_init, .fini = bt_fini,
                   .ops = &ops);

@@ -299,6 +299,10 @@ static bool pending_work(struct bt_vcpu *c, uint32_t p)
         init_ipi(c);
     if (p & BT_PEND_SIPI)
         startup_ipi(c);
+    if (p & BT_PEND_UNHALT) {
+        atomic_fetch_and(&c->pending, ~BT_PEND_UNHALT);
+        c->pv_unhalt = 1;
+    }
     if (p & BT_PEND_KICK) {
         atomic_fetch_and(&c->pending, ~BT_PEND_KICK);
         return true;
@@ -393,6 +397,8 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
     }
     hold_nmi(c);
     interrupts(c);
+    if (c->halted && c->pv_unhalt)
+        c->halted = c->pv_unhalt = 0;
     if (c->halted || c->wait_sipi) {
         if (!atomic_load(&c->pending))
             halt_wait(c);

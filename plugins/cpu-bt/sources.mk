@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Included by plugins/cpu-bt/Makefile.am.
-cpu_bt_irqchip_sources = apic.c apic.h ioapic.c pic.c cpuid.c cpu_model.h msr.c
+cpu_bt_irqchip_sources = apic.c apic.h ioapic.c pic.c cpuid.c cpu_model.h cpu_models.c cpu_features.h msr.c paravirt.c phys.h
 
 check_PROGRAMS += test_irqchip test_cpuid_msr
 test_irqchip_SOURCES = test_irqchip.c test_stubs.h $(cpu_bt_irqchip_sources)
@@ -19,7 +19,7 @@ test_sysops_LDADD = $(CMOCKA_LIBS)
 
 # Instruction forms against the host CPU; `difftest/difftest --help` for more.
 check_PROGRAMS += difftest/difftest
-difftest_difftest_SOURCES = difftest/main.c difftest/forms.c difftest/states.c difftest/native.c difftest/guest.c \
-	difftest/driver.S difftest/difftest.h difftest/layout.h
+difftest_difftest_SOURCES = difftest/main.c difftest/forms.c difftest/states.c difftest/program.c difftest/native.c difftest/guest.c \
+	difftest/driver.S difftest/difftest.h difftest/program.h difftest/layout.h
 EXTRA_DIST += difftest/seeds
 difftest_difftest_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS)

@@ -9,6 +9,7 @@
 
 #include "apic.h"
 #include "cpu_model.h"
+#include "phys.h"
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -26,6 +27,10 @@ _Noreturn void bt_fatal(struct bt_vcpu *c, const char *why)
 void bt_tlb_flush_all(struct bt_vcpu *c) { (void)c, test_flushes++; }
 void bt_seg_update(struct bt_vcpu *c, unsigned seg) { c->seg_base[seg] = c->seg[seg].base, test_seg_updates++; }
 void bt_fp_save(struct bt_vcpu *c) { c->fp_live = 0; }
+void bt_sync_request(struct bt_vm *vm, struct bt_vcpu *self, uint64_t mask, unsigned what, uint64_t pa, uint64_t n, bool wait)
+{
+    (void)vm, (void)self, (void)mask, (void)what, (void)pa, (void)n, (void)wait;
+}
 bool sys_write_efer(struct bt_vcpu *c, uint64_t v);
 bool sys_write_efer(struct bt_vcpu *c, uint64_t v)
 {

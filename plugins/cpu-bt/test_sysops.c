@@ -112,6 +112,11 @@ void bt_fp_save(struct bt_vcpu *c)
     c->fp_live = 0;
 }
 
+uint64_t bt_pv_hypercall(struct bt_vcpu *c, uint64_t nr, const uint64_t a[4])
+{
+    (void)c;
+    return nr + a[0];
+}
 void bt_cpuid(struct bt_vcpu *c, uint32_t leaf, uint32_t sub, uint32_t out[4])
 {
     (void)c;

@@ -153,6 +153,9 @@ static inline bool is_gpr(ZydisRegister r)
 
 /* classify.c */
 void trans_classify(struct trans *t, struct insn *x);
+/* isa.c */
+bool trans_isa_hidden(const struct trans *t, const struct insn *x);
+void trans_isa_decoder(const struct bt_vm *vm, ZydisDecoder *d);
 /* gen_flags.c */
 void gen_flags_save(struct trans *t);    /* to the slot; clobbers r15 */
 void gen_flags_restore(struct trans *t); /* to RFLAGS; clobbers r15 */

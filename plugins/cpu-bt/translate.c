@@ -19,6 +19,9 @@ struct trans *bt_trans_create(struct bt_vcpu *c)
     ZydisDecoderInit(&t->dec64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
     ZydisDecoderInit(&t->dec32, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
     ZydisDecoderInit(&t->dec16, ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
+    trans_isa_decoder(c->vm, &t->dec64);
+    trans_isa_decoder(c->vm, &t->dec32);
+    trans_isa_decoder(c->vm, &t->dec16);
     return t;
 }
 void bt_trans_destroy(struct trans *t) { free(t); }

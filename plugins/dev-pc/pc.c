@@ -17,7 +17,10 @@
 #define PAGE 4096u
 
 static const struct hvx_option pc_options[] = {
-    {.name = "firmware", .type = HVX_OPT_STRING, .help = "firmware image; default: SeaBIOS, " DEFAULT_FIRMWARE},
+    {.name = "firmware", .type = HVX_OPT_STRING,
+     .help = "bios, uefi (OVMF, of the package ovmf) or an image; default: bios, " DEFAULT_FIRMWARE},
+    {.name = "uefi-vars", .type = HVX_OPT_STRING,
+     .help = "file that keeps UEFI's variables, made when it is missing; default: they end with the VM"},
     {.name = "vga", .type = HVX_OPT_BOOL, .def = "on", .help = "standard VGA with 16 MiB"},
     {.name = "vga-rom", .type = HVX_OPT_STRING, .def = DEFAULT_VGA_ROM, .help = "VGA BIOS image"},
     {.name = "serial", .type = HVX_OPT_INT, .min = 0, .max = PC_MAX_SERIAL, .def = "2",
@@ -41,12 +44,9 @@ static const struct hvx_option pc_options[] = {
 
 /* --- firmware ----------------------------------------------------------------------- */
 /* Mapped below 4 GiB; its last 128 KiB also below 1 MiB, under the shadow RAM of the PAM registers. */
-static int firmware_create(struct pc *pc, struct hvx_error *err)
+static int firmware_map(struct pc *pc, const char *path, struct hvx_error *err)
 {
-    const char *path = pc->conf.firmware;
     struct pc_buf b = {0};
-    if (!path)
-        path = pc->info.firmware && pc->info.firmware[0] ? pc->info.firmware : DEFAULT_FIRMWARE;
     int rc = pc_buf_file(&b, path, FIRMWARE_MAX, "firmware (package seabios)", err);
     if (rc)
         return rc;
@@ -76,6 +76,42 @@ static int firmware_create(struct pc *pc, struct hvx_error *err)
     return rc;
 }
 
+/* Code and, below it, a flash chip with variables. */
+static int uefi_create(struct pc *pc, const char *code, const char *template, struct hvx_error *err)
+{
+    struct uefi_vars *vars = NULL;
+    int rc = uefi_vars_open(pc->conf.uefi_vars, template, &vars, err);
+    if (rc)
+        return rc;
+    rc = firmware_map(pc, code, err);
+    if (rc) {
+        uefi_vars_close(vars);
+        return rc;
+    }
+    if (!pc->conf.uefi_vars)
+        pc->host->log(HVX_LOG_INFO, "pc", "UEFI variables are forgotten at the end: no file was named for them");
+    return pflash_create(pc, (1ull << 32) - pc->firmware_bytes, vars, &pc->pflash, err);
+}
+
+static int firmware_create(struct pc *pc, struct hvx_error *err)
+{
+    const char *path = pc->conf.firmware ? pc->conf.firmware : pc->info.firmware;
+    char template[4096];
+    int rc;
+
+    if (path && !strcmp(path, "uefi")) {
+        struct uefi_files pair;
+        rc = uefi_pair(pc->conf.uefi_vars, &pair, err);
+        return rc ? rc : uefi_create(pc, pair.code, pair.vars, err);
+    }
+    if (!path || !path[0] || !strcmp(path, "bios"))
+        path = DEFAULT_FIRMWARE;
+    if (!pc->conf.uefi_vars)
+        return firmware_map(pc, path, err);
+    rc = uefi_template_of(path, template, sizeof(template), err);
+    return rc ? rc : uefi_create(pc, path, template, err);
+}
+
 /* --- assembly ------------------------------------------------------------------------ */
 static char *copy_string(const char *s)
 {
@@ -92,6 +128,7 @@ static void read_config(struct pc *pc, const struct hvx_config *c)
         .pvpanic = host->conf_bool(c, "pvpanic"),
         .n_serial = (unsigned)host->conf_int(c, "serial"),
         .firmware = copy_string(host->conf_string(c, "firmware")),
+        .uefi_vars = copy_string(host->conf_string(c, "uefi-vars")),
         .vga_rom = copy_string(host->conf_string(c, "vga-rom")),
         .debugcon_chr = copy_string(host->conf_string(c, "debugcon-chr")),
         .debugcon_port = (unsigned)host->conf_int(c, "debugcon"),
@@ -160,6 +197,7 @@ static void pc_destroy(void *dev)
     for (unsigned i = 0; i < pc->n_regions; i++)
         pc->host->region_del(pc->vm, pc->regions[i]);
     boot_destroy(pc);
+    pflash_destroy(pc->pflash);
     if (pc->firmware_low)
         pc->host->region_del(pc->vm, pc->firmware_low);
     if (pc->firmware_high)
@@ -183,6 +221,7 @@ static void pc_destroy(void *dev)
     piix3_destroy(pc->piix3);
     i440fx_destroy(pc->i440fx);
     free(pc->conf.firmware);
+    free(pc->conf.uefi_vars);
     free(pc->conf.vga_rom);
     free(pc->conf.debugcon_chr);
     free(pc);
@@ -225,6 +264,8 @@ static void pc_reset(void *dev)
     if (pc->vga)
         vga_reset(pc->vga);
     fw_cfg_reset(pc->fw_cfg);
+    if (pc->pflash)
+        pflash_reset(pc->pflash);
     if (pc->direct && boot_start(pc, &err))
         pc->host->log(HVX_LOG_ERROR, "pc", "%s", err.text);
 }
@@ -247,6 +288,8 @@ static int pc_state(void *dev, struct hvx_stream *s)
     if (pc->vga)
         vga_state(pc->vga, s);
     fw_cfg_state(pc->fw_cfg, s);
+    if (pc->pflash)
+        pflash_state(pc->pflash, s);
     return hvx_state_error(s);
 }
 

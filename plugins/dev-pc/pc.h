@@ -61,6 +61,8 @@ struct dma8237;
 struct debugcon;
 struct pvpanic;
 struct debug_exit;
+struct pflash;
+struct uefi_vars;
 
 /* A block of bytes that grows: ACPI tables, fw_cfg files. Running out of
  * memory latches `failed`. */
@@ -73,7 +75,8 @@ struct pc_buf {
 struct pc_config {
     bool vga, hpet, acpi, pvpanic;
     unsigned n_serial;
-    char *firmware; /* owned; NULL: the default */
+    char *firmware; /* owned; "bios", "uefi" or a path; NULL: the default */
+    char *uefi_vars; /* owned; NULL: variables are kept in memory only */
     char *vga_rom;  /* owned */
     char *debugcon_chr; /* owned; NULL: none */
     unsigned debugcon_port;
@@ -108,6 +111,7 @@ struct pc {
     void *firmware; /* page-aligned image, mapped below 4 GiB */
     size_t firmware_bytes;
     struct hvx_region *firmware_high, *firmware_low;
+    struct pflash *pflash; /* UEFI variables, below the code */
 
     struct hvx_region *regions[PC_MAX_REGIONS]; /* claimed by pc_region, given back by pc.c */
     unsigned n_regions;
@@ -276,6 +280,29 @@ HVX_WUR int debug_exit_create(const struct hvx_host *host, struct hvx_vm *vm, un
 void debug_exit_destroy(struct debug_exit *d);
 HVX_WUR int pvpanic_create(const struct hvx_host *host, struct hvx_vm *vm, struct pvpanic **out, struct hvx_error *err);
 void pvpanic_destroy(struct pvpanic *p);
+
+/* --- uefi_vars.c: the two files of UEFI firmware -------------------------- */
+struct uefi_files {
+    const char *code, *vars; /* the template of the variables */
+};
+/* The installed pair that fits the variables file, which may be NULL or missing. */
+HVX_WUR int uefi_pair(const char *vars_path, struct uefi_files *out, struct hvx_error *err);
+HVX_WUR int uefi_template_of(const char *code, char *vars, size_t n, struct hvx_error *err);
+/* Opens and locks the file, made from the template when it is missing; path NULL: the template's contents, not kept. */
+HVX_WUR int uefi_vars_open(const char *path, const char *template, struct uefi_vars **out, struct hvx_error *err);
+void uefi_vars_close(struct uefi_vars *v);
+uint32_t uefi_vars_bytes(const struct uefi_vars *v);
+HVX_WUR int uefi_vars_read(struct uefi_vars *v, uint8_t *out, struct hvx_error *err); /* once, all bytes */
+/* Bytes at..at+n of data, on the disk when it returns. */
+HVX_WUR int uefi_vars_write(struct uefi_vars *v, const uint8_t *data, uint32_t at, uint32_t n, struct hvx_error *err);
+
+/* --- pflash.c: the chip they are in ----------------------------------------- */
+/* Takes over vars, also when it fails; the chip ends before address `end`. */
+HVX_WUR int pflash_create(struct pc *pc, uint64_t end, struct uefi_vars *vars, struct pflash **out,
+                          struct hvx_error *err);
+void pflash_destroy(struct pflash *f);
+void pflash_reset(struct pflash *f);
+int pflash_state(struct pflash *f, struct hvx_stream *s);
 
 /* --- boot.c: kernels started without firmware ------------------------------ */
 #define PC_MAX_KERNEL_BYTES (256u << 20)

@@ -302,6 +302,15 @@ static void region_access(struct hvx_region *r, uint64_t off, unsigned size, uin
     test_unlock(vm);
 }
 
+/* What gets the writes to a read-only map: the device region that it covers. */
+static struct hvx_region *device_below(struct hvx_region *map, uint64_t addr)
+{
+    for (struct hvx_region *r = map->next; r; r = r->next)
+        if (r->ops && r->space == map->space && r->addr != ~0ull && addr >= r->addr && addr - r->addr < r->n)
+            return r;
+    return NULL;
+}
+
 static void io_access(struct hvx_vm *vm, enum hvx_space space, uint64_t addr, unsigned size, uint8_t *value, bool write)
 {
     if (size != 1 && size != 2 && size != 4 && size != 8)
@@ -318,6 +327,8 @@ static void io_access(struct hvx_vm *vm, enum hvx_space space, uint64_t addr, un
             p = resolve(vm, addr, write, &r, &run);
         }
         unsigned n = run < size ? (unsigned)run : size;
+        if (write && r && r->read_only && device_below(r, addr))
+            r = device_below(r, addr);
         if (r && r->ops)
             region_access(r, addr - r->addr, n, value, write);
         else if (p && write && !(r && r->read_only))

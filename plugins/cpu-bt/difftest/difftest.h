@@ -11,6 +11,7 @@
  *   driver.S   the loop that loads a state, executes, saves the state
  *   native.c   runs the loop on the host, signals standing in for exceptions
  *   guest.c    runs the same loop as a guest of the engine
+ *   program.c  random programs of many instructions, for what one does not show
  *   main.c     batches, comparison, report
  *
  * Every case derives from the seed, the form's name and a counter, so that
@@ -66,6 +67,9 @@ struct instance {
 size_t forms_enumerate(struct form **out);
 /* A random instance at address ip; false when none could be made. */
 bool form_instance(struct form *f, struct rng *r, uint64_t ip, struct instance *out);
+/* The same with its memory operand, if any, at [base + disp]. */
+bool form_steered(struct form *f, struct rng *r, uint64_t ip, int base, int32_t disp, struct instance *out);
+void form_disassemble(const uint8_t *bytes, unsigned len, uint64_t ip, char *buf, size_t n);
 void form_format(const struct instance *in, char *buf, size_t n);
 
 /* --- states ----------------------------------------------------------------------- */
@@ -81,6 +85,11 @@ bool state_random(const struct instance *in, unsigned n, struct rng *r, uint8_t 
 /* May `in` follow the first n of a sequence? Its addresses must not depend on
  * what they write, nor share registers with theirs. */
 bool state_fits(const struct instance *seq, unsigned n, const struct instance *in);
+/* May it stand in a program: changes none of the reserved registers (a mask), no
+ * memory but through base, no jump? */
+bool state_tame(const struct instance *in, uint32_t reserved, int base);
+/* Vector state with exceptions masked, memory, registers. */
+void state_fill(struct rng *r, uint8_t *block, uint64_t gpr[16]);
 /* Where the operand's first byte is under a block's registers. */
 bool state_address(const struct instance *in, const ZydisDecodedOperand *o, const uint64_t *gpr, uint64_t *ea);
 /* Constant contents of page C. */
@@ -98,6 +107,7 @@ struct backend {
     void (*fini)(struct backend *b);
 };
 extern struct backend native_backend, guest_backend;
+void put_jump(uint8_t *p, uint64_t at, uint64_t to); /* to 64-bit code */
 uint64_t driver_enter_at(void);
 void driver_place(struct backend *b); /* copies driver.S, sets variables common to both */
 

@@ -39,6 +39,9 @@ driver_start:
     movq $0, V_ERROR
     movq $0, V_CR2
     movq $0, V_RIP
+    movq $0, V_FIXED
+    mov V_LOG, %rax
+    mov %rax, V_LOG_AT
     lea B_WIN(%r15), %rsi
     mov $WIN1, %edi
     mov $WIN1_SIZE / 8, %ecx
@@ -113,6 +116,9 @@ driver_save:
     mov %rax, B_CR2(%r15)
     mov V_RIP, %rax
     mov %rax, B_RIP(%r15)
+    mov V_FIXED, %rax
+    mov %rax, B_FIXED(%r15)
+    addq $LOG, V_LOG
     lea B_WIN(%r15), %rdi
     mov $WIN1, %esi
     mov $WIN1_SIZE / 8, %ecx
@@ -169,12 +175,83 @@ guest_exception:
     mov %rax, V_CR2
     mov 0x18(%rsp), %rax
     mov %rax, V_RIP
+    cmpl $14, V_VECTOR
+    jne guest_give_up
+    sub $CODE, %rax
+    cmp $FIXES_SIZE, %rax
+    jae guest_give_up
+    movzbl FIXES(%rax), %eax
+    test %eax, %eax
+    jz guest_give_up
+    cmpl $MAX_FIXES, V_FIXED
+    jae guest_give_up
+    jmp guest_fix
+guest_give_up:
     movabs $DRIVER + (driver_save - driver_begin), %rax
     mov %rax, 0x18(%rsp)
     movq $SEL_CODE64, 0x20(%rsp)
     andq $~0x100, 0x28(%rsp)    /* TF */
     pop %rax
     add $16, %rsp
+    iretq
+
+/* Note the state, point the base register (number + 1 in rax) to a good place, go on. */
+guest_fix:
+    mov %rcx, V_REGS + 0x08
+    mov %rdx, V_REGS + 0x10
+    mov %rbx, V_REGS + 0x18
+    mov %rbp, V_REGS + 0x28
+    mov %rsi, V_REGS + 0x30
+    mov %rdi, V_REGS + 0x38
+    mov %r8, V_REGS + 0x40
+    mov %r9, V_REGS + 0x48
+    mov %r10, V_REGS + 0x50
+    mov %r11, V_REGS + 0x58
+    mov %r12, V_REGS + 0x60
+    mov %r13, V_REGS + 0x68
+    mov %r14, V_REGS + 0x70
+    mov %r15, V_REGS + 0x78
+    mov 0x00(%rsp), %rcx
+    mov %rcx, V_REGS + 0x00
+    mov 0x30(%rsp), %rcx
+    mov %rcx, V_REGS + 0x20
+    mov V_RIP, %rcx
+    mov %rcx, V_REGS + 0x80
+    mov V_ERROR, %rcx
+    mov %rcx, V_REGS + 0x88
+    mov V_CR2, %rcx
+    mov %rcx, V_REGS + 0x90
+    mov 0x28(%rsp), %rcx
+    mov %rcx, V_REGS + 0x98
+    cld
+    mov $V_REGS, %esi
+    mov V_LOG_AT, %rdi
+    mov $20, %ecx
+    rep movsq
+    addq $LOG_ENTRY, V_LOG_AT
+    incq V_FIXED
+    movq $-1, V_VECTOR
+    movq $0, V_ERROR
+    movq $0, V_CR2
+    movq $0, V_RIP
+    mov $SAFE, %ecx
+    mov %rcx, V_REGS - 8(, %rax, 8)
+    mov V_REGS + 0x08, %rcx
+    mov V_REGS + 0x10, %rdx
+    mov V_REGS + 0x18, %rbx
+    mov V_REGS + 0x28, %rbp
+    mov V_REGS + 0x30, %rsi
+    mov V_REGS + 0x38, %rdi
+    mov V_REGS + 0x40, %r8
+    mov V_REGS + 0x48, %r9
+    mov V_REGS + 0x50, %r10
+    mov V_REGS + 0x58, %r11
+    mov V_REGS + 0x60, %r12
+    mov V_REGS + 0x68, %r13
+    mov V_REGS + 0x70, %r14
+    mov V_REGS + 0x78, %r15
+    mov V_REGS + 0x00, %rax
+    add $24, %rsp
     iretq
 
 /* End of a batch: tell the host, go on when it runs us again. */

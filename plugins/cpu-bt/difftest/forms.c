@@ -379,6 +379,19 @@ size_t forms_enumerate(struct form **out)
 
 /* --- instances -------------------------------------------------------------------------------- */
 
+/* Where memory operands go, when it is not to be random (form_steered). */
+static struct { bool on; unsigned base; int32_t disp; } steer;
+
+static void steered_memory(struct pieces *p)
+{
+    unsigned rm = steer.base & 7;
+    p->modrm = (uint8_t)(0x80 | (p->modrm & 0x38) | rm);
+    p->has_sib = rm == 4;
+    p->sib = (uint8_t)(0x20 | rm);
+    p->disp_size = 4;
+    p->disp = (uint32_t)steer.disp;
+}
+
 static void random_memory(const struct form *f, struct rng *r, struct pieces *p)
 {
     unsigned mod = rnd_below(r, 3), rm = rnd_below(r, 8);
@@ -404,7 +417,9 @@ static void random_pieces(const struct form *f, struct rng *r, struct pieces *p,
         k = rnd_below(r, 64);
     while (!(f->regrm >> (f->mem ? k & 0x38 : k) & 1));
     p->modrm = (uint8_t)(0xc0 | k);
-    if (f->mem)
+    if (f->mem && steer.on)
+        steered_memory(p);
+    else if (f->mem)
         random_memory(f, r, p);
     p->vvvv = attempt & 1 ? 0 : (uint8_t)rnd_below(r, 16);
     p->two_byte_vex = (uint8_t)rnd_below(r, 2);
@@ -425,6 +440,13 @@ static void random_pieces(const struct form *f, struct rng *r, struct pieces *p,
             p->rex = (uint8_t)(0x48 | ((bits >> 16) & 7));
         else if (bits >> 20 & 1)
             p->rex = (uint8_t)(0x40 | ((bits >> 16) & 7));
+    }
+    if (steer.on && f->mem && !mode32) {
+        p->x = 0;
+        p->b = steer.base >> 3;
+        p->rex &= 0x4c;
+        if (p->b && f->encoding == FORM_LEGACY)
+            p->rex |= 0x41;
     }
 }
 
@@ -504,6 +526,24 @@ bool form_instance(struct form *f, struct rng *r, uint64_t ip, struct instance *
         return true;
     }
     return false;
+}
+
+bool form_steered(struct form *f, struct rng *r, uint64_t ip, int base, int32_t disp, struct instance *out)
+{
+    steer.on = true;
+    steer.base = (unsigned)base;
+    steer.disp = disp;
+    bool ok = form_instance(f, r, ip, out);
+    steer.on = false;
+    return ok;
+}
+
+void form_disassemble(const uint8_t *bytes, unsigned len, uint64_t ip, char *buf, size_t n)
+{
+    struct instance in = {.ip = ip};
+    snprintf(buf, n, "?");
+    if (decode(bytes, len, &in.insn, in.op))
+        form_format(&in, buf, n);
 }
 
 void form_format(const struct instance *in, char *buf, size_t n)

@@ -8,6 +8,7 @@
 #include "difftest.h"
 #include <hvx/cpu.h>
 #include <hvx/plugin.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -104,6 +105,8 @@ static uint64_t page_flags(uint64_t a)
             return 5;
         return a == PAGE_A || a == PAGE_B ? 7 : 0;
     }
+    if (a >= STACKS && a < STACKS + STACKS_SIZE)
+        return a == PAGE_S || a == PAGE_S + 4096 ? 7 : 0;
     return 7;
 }
 
@@ -221,16 +224,30 @@ static int guest_init(struct backend *b)
     return 0;
 }
 
+static void on_alarm(int sig)
+{
+    char buf[120];
+    uint64_t target;
+    (void)sig;
+    memcpy(&target, guest_at(NULL, V_TARGET), 8);
+    int n = snprintf(buf, sizeof(buf), "difftest: the engine makes no progress for 60 seconds, case at %#llx\n", (unsigned long long)target);
+    if (write(2, buf, (size_t)n) < 0)
+        _exit(98);
+    _exit(99);
+}
+
 static int guest_run(struct backend *b, unsigned n)
 {
     struct hvx_exit x;
     memcpy(guest_at(b, V_IN), &(uint64_t){INS}, 8);
     memcpy(guest_at(b, V_OUT), &(uint64_t){OUTS}, 8);
     memcpy(guest_at(b, V_LEFT), &(uint64_t){n}, 8);
+    memcpy(guest_at(b, V_LOG), &(uint64_t){LOGS}, 8);
     memcpy(guest_at(b, V_ENTER), &(uint64_t){driver_enter_at()}, 8);
     ops->code_written(vm, ARENA_GPA + CODE - ARENA, CODE_SIZE);
     batch_done = false;
-    alarm(60); /* an engine that makes no progress ends the program, by signal */
+    signal(SIGALRM, on_alarm);
+    alarm(60);
     while (!batch_done) {
         memset(&x, 0, sizeof(x));
         x.size = sizeof(x);

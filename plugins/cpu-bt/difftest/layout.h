@@ -35,6 +35,16 @@
 #define WIN2_SIZE 256
 #define WIN3 (PAGE_C + 0x1000 - 256) /* read-only, constant */
 #define GS_BASE (PAGE_A + 0x100)
+#define STACKS (ARENA + 0x380000) /* of programs: hole of 64 KiB, two pages, hole */
+#define PAGE_S (STACKS + 0x10000)
+#define STACKS_SIZE 0x22000
+#define FIXES (ARENA + 0xc00000) /* for each byte of CODE: 1 + base register to be put right when an instruction there faults */
+#define FIXES_SIZE CODE_SIZE
+#define MAX_FIXES 4
+#define LOGS (ARENA + 0xd00000) /* states at faults that were put right, one LOG per case */
+#define LOG 0x400
+#define LOG_ENTRY 0x100 /* 16 registers, RIP, error code, CR2, flags */
+#define SAFE (WIN1 + 192)
 
 /* A block: 16 registers in encoding order, flags, then */
 #define B_FLAGS 0x80
@@ -43,6 +53,7 @@
 #define B_ERROR 0x98
 #define B_CR2 0xa0
 #define B_RIP 0xa8
+#define B_FIXED 0xb0 /* out: faults that were put right */
 #define B_WIN 0x100
 #define B_XSAVE 0x400
 #define XSAVE_MAX (BLOCK - B_XSAVE)
@@ -62,7 +73,11 @@
 #define V_MASK (VARS + 0x58) /* of XSAVE components, EDX:EAX */
 #define V_RSP (VARS + 0x60)
 #define V_ENTER (VARS + 0x68) /* driver_enter64 or driver_enter32 */
+#define V_FIXED (VARS + 0x70)
+#define V_LOG (VARS + 0x78) /* of this case */
 #define V_SAVED (VARS + 0x80)
+#define V_LOG_AT (VARS + 0x90) /* next entry */
+#define V_REGS (VARS + 0x100) /* as a log entry */
 #define SEL_CODE64 0x33 /* Linux's selectors; the guest has the same */
 #define SEL_CODE32 0x23
 #define SEL_DATA 0x2b

@@ -2,7 +2,7 @@
  *
  * plugins/cpu-bt/difftest/main.c - batches, comparison, report.
  */
-#include "difftest.h"
+#include "program.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,24 +15,26 @@
 struct options {
     uint64_t seed;
     unsigned cases; /* per form */
-    unsigned sequences;
+    unsigned sequences, programs;
     const char *form;
     const char *seeds; /* file of seeds to run again */
     const char *against; /* "bt", or "native": the harness against itself */
     unsigned reports;
-    bool list, quiet, legacy_only, no_evex, inject, stats, only32, only64;
-} opt = {.seed = 1, .cases = 32, .sequences = 4000, .against = "bt", .reports = 40};
+    bool no_forms, list, quiet, legacy_only, no_evex, inject, stats, only32, only64;
+} opt = {.seed = 1, .cases = 32, .sequences = 4000, .programs = 4000, .against = "bt", .reports = 40};
 
 struct test_case {
     struct instance *in;
     unsigned n_in; /* more than one: a sequence */
     unsigned number; /* within its form */
+    struct program *program;
 };
 static struct test_case batch[MAX_CASES];
 static struct instance instances[MAX_CASES + MAX_SEQUENCE];
-static unsigned n_batch, n_instances;
+static struct program programs[MAX_CASES / STATES_PER_INSTANCE];
+static unsigned n_batch, n_instances, n_programs;
 static uint64_t code_at;
-static uint8_t native_out[MAX_CASES * BLOCK], native_pages[2][4096];
+static uint8_t native_out[MAX_CASES * BLOCK], native_pages[4][4096], native_logs[MAX_CASES * LOG], first_code[CODE_SIZE];
 static uint64_t total_cases, total_failures, total_faults;
 static unsigned reports;
 
@@ -46,7 +48,7 @@ static uint64_t hash_name(const char *s)
     return h;
 }
 
-static void put_jump(uint8_t *p, uint64_t at, uint64_t to)
+void put_jump(uint8_t *p, uint64_t at, uint64_t to)
 {
     if (mode32) { /* far, to 64-bit code */
         uint16_t sel = SEL_CODE64;
@@ -62,7 +64,9 @@ static void put_jump(uint8_t *p, uint64_t at, uint64_t to)
 
 static void batch_begin(void)
 {
-    n_batch = n_instances = 0;
+    if (n_programs)
+        memset(native_backend.at(&native_backend, FIXES), 0, FIXES_SIZE);
+    n_batch = n_instances = n_programs = 0;
     code_at = CODE;
 }
 
@@ -129,6 +133,21 @@ static unsigned add_sequence(struct form *forms, size_t n_forms, unsigned number
     return n;
 }
 
+static struct form program_form;
+
+static unsigned add_program(struct form *forms, size_t n_forms, unsigned number)
+{
+    static struct instance none[2];
+    struct rng r = {.s = opt.seed ^ (number + 1) * 0xd1342543de82ef95ull ^ 0x5555};
+    struct program *g = &programs[n_programs++];
+    program_make(g, forms, n_forms, &r, &code_at, &native_backend);
+    for (unsigned n = 0; n < STATES_PER_INSTANCE; n++) {
+        program_state(g, &r, native_backend.at(&native_backend, INS + n_batch * (uint64_t)BLOCK));
+        batch[n_batch++] = (struct test_case){.in = none, .n_in = 2, .number = number * STATES_PER_INSTANCE + n, .program = g};
+    }
+    return STATES_PER_INSTANCE;
+}
+
 /* Adds up to want cases of a form; returns how many. */
 static unsigned add_cases(struct form *f, unsigned group, unsigned want)
 {
@@ -138,10 +157,7 @@ static unsigned add_cases(struct form *f, unsigned group, unsigned want)
     if (!in)
         return 0;
     while (n < want && state_random(in, 1, &r, native_backend.at(&native_backend, INS + n_batch * (uint64_t)BLOCK))) {
-        batch[n_batch].in = in;
-        batch[n_batch].n_in = 1;
-        batch[n_batch].number = group * STATES_PER_INSTANCE + n;
-        n_batch++;
+        batch[n_batch++] = (struct test_case){.in = in, .n_in = 1, .number = group * STATES_PER_INSTANCE + n};
         n++;
     }
     return n;
@@ -252,7 +268,26 @@ static uint64_t cr2_mask(const struct test_case *t)
     return ~0ull;
 }
 
-static bool same(const struct test_case *t, const uint8_t *in, const uint8_t *a, const uint8_t *b, char *why, size_t n)
+/* The states noted at faults that a handler put right. */
+static bool same_log(unsigned i, unsigned n_fixed, const uint8_t *log, char *why, size_t n)
+{
+    static const char *const name[4] = {"rip", "error", "cr2", "flags"};
+    char what[64];
+    bool ok = true;
+    for (unsigned k = 0; k < n_fixed && k < MAX_FIXES; k++)
+        for (unsigned j = 0; j < 20; j++) {
+            uint64_t a = word(native_logs + (size_t)i * LOG + k * LOG_ENTRY, j * 8), b = word(log + k * LOG_ENTRY, j * 8);
+            uint64_t mask = j == 19 ? ~0x108d5ull : mode32 && j < 8 ? 0xffffffff : ~0ull; /* flags: see same() */
+            if (!((a ^ b) & mask))
+                continue;
+            snprintf(what, sizeof(what), "fault %u %s", k + 1, j < 16 ? reg_name[j] : name[j - 16]);
+            note(why, n, what, a, b);
+            ok = false;
+        }
+    return ok;
+}
+
+static bool same(const struct test_case *t, const uint8_t *in, const uint8_t *a, const uint8_t *b, const uint8_t *log, char *why, size_t n)
 {
     bool ok = true;
     char name[80];
@@ -282,6 +317,10 @@ static bool same(const struct test_case *t, const uint8_t *in, const uint8_t *a,
             snprintf(name, sizeof(name), "%s%+d", i < WIN1_SIZE ? "A/B" : "B/C", i < WIN1_SIZE ? (int)i - 256 : (int)i - 768);
             note(why, n, name, a[B_WIN + i], b[B_WIN + i]), ok = false;
         }
+    if (t->program && !same_log((unsigned)(t - batch), (unsigned)word(a, B_FIXED), log, why, n))
+        ok = false;
+    if (t->program && word(a, B_FIXED) != word(b, B_FIXED))
+        note(why, n, "faults", word(a, B_FIXED), word(b, B_FIXED)), ok = false;
     bool no_x87 = mmx_fault(t, a);
     /* A gather that faults half-way: which elements are done, and whether masks are
      * widened to their sign, is the processor's choice. */
@@ -296,7 +335,10 @@ static bool same(const struct test_case *t, const uint8_t *in, const uint8_t *a,
     return ok;
 }
 
-static struct form *form_of(const struct test_case *t) { return t->n_in > 1 ? &sequence_form : t->in->form; }
+static struct form *form_of(const struct test_case *t)
+{
+    return t->program ? &program_form : t->n_in > 1 ? &sequence_form : t->in->form;
+}
 
 static void report(const struct test_case *t, const uint8_t *in, const char *why)
 {
@@ -304,11 +346,13 @@ static void report(const struct test_case *t, const uint8_t *in, const char *why
     struct form *f = form_of(t);
     f->failures++;
     total_failures++;
-    if ((f->failures > MAX_REPORTS_PER_FORM && f != &sequence_form) || reports >= opt.reports)
+    if ((f->failures > MAX_REPORTS_PER_FORM && t->n_in == 1) || reports >= opt.reports)
         return;
     reports++;
     printf("FAIL %s  case %u  seed %llu\n", f->name, t->number, (unsigned long long)opt.seed);
-    for (unsigned k = 0; k < t->n_in; k++) {
+    if (t->program)
+        program_print(t->program, first_code + (t->program->start - CODE));
+    for (unsigned k = 0; k < t->n_in && !t->program; k++) {
         form_format(&t->in[k], text, sizeof(text));
         printf("    at %#llx: %s  [", (unsigned long long)t->in[k].ip, text);
         for (unsigned i = 0; i < t->in[k].len; i++)
@@ -329,7 +373,11 @@ static void copy(struct backend *to, struct backend *from, uint64_t address, siz
         memcpy(to->at(to, address), from->at(from, address), n);
 }
 
-static void fresh_pages(struct backend *b) { memset(b->at(b, PAGE_A), 0xcc, 8192); }
+static void fresh_pages(struct backend *b)
+{
+    memset(b->at(b, PAGE_A), 0xcc, 8192);
+    memset(b->at(b, PAGE_S), 0xcc, 8192);
+}
 
 static int run_native(void)
 {
@@ -337,7 +385,9 @@ static int run_native(void)
     if (native_backend.run(&native_backend, n_batch))
         return -1;
     memcpy(native_out, native_backend.at(&native_backend, OUTS), (size_t)n_batch * BLOCK);
-    memcpy(native_pages, native_backend.at(&native_backend, PAGE_A), sizeof(native_pages));
+    memcpy(native_pages, native_backend.at(&native_backend, PAGE_A), 8192);
+    memcpy(native_pages[2], native_backend.at(&native_backend, PAGE_S), 8192);
+    memcpy(native_logs, native_backend.at(&native_backend, LOGS), sizeof(native_logs));
     return 0;
 }
 
@@ -346,9 +396,12 @@ static int run_batch(struct backend *other)
     char why[4096];
     if (!n_batch)
         return 0;
+    /* Programs change their code: the other one starts from the same. */
+    memcpy(first_code, native_backend.at(&native_backend, CODE), CODE_SIZE);
     if (run_native())
         return -1;
-    copy(other, &native_backend, CODE, CODE_SIZE);
+    memcpy(other->at(other, CODE), first_code, CODE_SIZE);
+    copy(other, &native_backend, FIXES, FIXES_SIZE);
     copy(other, &native_backend, INS, (size_t)n_batch * BLOCK);
     fresh_pages(other);
     if (other->run(other, n_batch))
@@ -365,18 +418,18 @@ static int run_batch(struct backend *other)
         if (word(a, B_VECTOR) != ~0ull)
             form_of(t)->faults++, total_faults++;
         why[0] = 0;
-        if (!same(t, in, a, b, why, sizeof(why)))
+        if (!same(t, in, a, b, other->at(other, LOGS + (uint64_t)i * LOG), why, sizeof(why)))
             report(t, in, why);
     }
     /* Stores that went elsewhere on the data pages. */
-    if (memcmp(native_pages, other->at(other, PAGE_A), sizeof(native_pages)) && total_failures == 0) {
-        const uint8_t *p = other->at(other, PAGE_A), *q = native_pages[0];
-        for (unsigned i = 0; i < 8192; i++)
+    for (unsigned k = 0; k < 2; k++) {
+        const uint8_t *p = other->at(other, k ? PAGE_S : PAGE_A), *q = native_pages[2 * k];
+        for (unsigned i = 0; i < 8192 && total_failures == 0; i++)
             if (p[i] != q[i]) {
-                printf("FAIL a stray store at data page offset %#x in the batch from %s on\n", i, batch[0].in->form->name);
-                break;
+                printf("FAIL a stray store at %s page offset %#x in the batch from %s %u on\n", k ? "stack" : "data", i,
+                       form_of(&batch[0])->name, batch[0].number);
+                total_failures++;
             }
-        total_failures++;
     }
     return 0;
 }
@@ -403,7 +456,7 @@ static int run_all(struct form *forms, size_t n, struct backend *other)
 {
     unsigned groups = (opt.cases + STATES_PER_INSTANCE - 1) / STATES_PER_INSTANCE;
     batch_begin();
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && !opt.no_forms; i++) {
         struct form *f = &forms[i];
         if (f->unsupported || (opt.no_evex && f->encoding == FORM_EVEX) || (opt.legacy_only && f->encoding != FORM_LEGACY) ||
             (opt.form && !strstr(f->name, opt.form)))
@@ -428,6 +481,17 @@ static int run_all(struct form *forms, size_t n, struct backend *other)
         }
         add_sequence(forms, n, i);
     }
+    if (run_batch(other))
+        return -1;
+    batch_begin();
+    for (unsigned i = 0; i < opt.programs && !opt.form; i++) {
+        if (n_batch + STATES_PER_INSTANCE > MAX_CASES || code_at > CODE + CODE_SIZE - 3 * PROGRAM_MAX_BYTES) {
+            if (run_batch(other))
+                return -1;
+            batch_begin();
+        }
+        add_program(forms, n, i);
+    }
     return run_batch(other);
 }
 
@@ -447,6 +511,10 @@ static int replay_line(const char *line, struct form *forms, size_t n, struct ba
     if (sscanf(line + used, "sequence %u", &number) == 1) {
         batch_begin();
         add_sequence(forms, n, number / STATES_PER_INSTANCE);
+        rc = run_batch(other);
+    } else if (sscanf(line + used, "program %u", &number) == 1) {
+        batch_begin();
+        add_program(forms, n, number / STATES_PER_INSTANCE);
         rc = run_batch(other);
     } else if (sscanf(line + used, "%63[^#]", form) == 1) {
         for (size_t len = strlen(form); len && (form[len - 1] == ' ' || form[len - 1] == '\n');)
@@ -495,6 +563,9 @@ static void usage(void)
            "  --seed N       first cause of all random choices (1)\n"
            "  --cases N      cases per form (32)\n"
            "  --sequences N  random sequences of 2 to 12 instructions, 8 states each (4000)\n"
+           "                 and random programs of 4 to 30: calls, loops, faults put right, code that changes itself\n"
+           "  --programs N   programs only as many as that\n"
+           "  --no-forms     sequences and programs only\n"
            "  --form TEXT    only forms whose name contains TEXT\n"
            "  --seeds FILE   seeds kept, run again at the end ($srcdir/difftest/seeds)\n"
            "  --against X    bt (the engine) or native (the harness against itself)\n"
@@ -517,6 +588,8 @@ static int parse(int argc, char **argv)
             exit(0);
         } else if (!strcmp(a, "--list"))
             opt.list = true;
+        else if (!strcmp(a, "--no-forms"))
+            opt.no_forms = true;
         else if (!strcmp(a, "--quiet"))
             opt.quiet = true;
         else if (!strcmp(a, "--no-evex"))
@@ -538,7 +611,9 @@ static int parse(int argc, char **argv)
         else if (!strcmp(a, "--cases"))
             opt.cases = (unsigned)strtoul(v, NULL, 0), i++;
         else if (!strcmp(a, "--sequences"))
-            opt.sequences = (unsigned)strtoul(v, NULL, 0), i++;
+            opt.sequences = opt.programs = (unsigned)strtoul(v, NULL, 0), i++;
+        else if (!strcmp(a, "--programs"))
+            opt.programs = (unsigned)strtoul(v, NULL, 0), i++;
         else if (!strcmp(a, "--reports"))
             opt.reports = (unsigned)strtoul(v, NULL, 0), i++;
         else if (!strcmp(a, "--form"))
@@ -575,7 +650,9 @@ int main(int argc, char **argv)
             continue;
         size_t n = forms_enumerate(&forms);
         sequence_form = (struct form){.name = ""};
+        program_form = sequence_form;
         snprintf(sequence_form.name, sizeof(sequence_form.name), "%ssequence", mode32 ? "32: " : "");
+        snprintf(program_form.name, sizeof(program_form.name), "%sprogram", mode32 ? "32: " : "");
         for (size_t i = 0; i < n && opt.list; i++)
             puts(forms[i].name);
         if (!opt.list && !(rc = probe_forms(forms, n)))
@@ -589,6 +666,7 @@ int main(int argc, char **argv)
             print_form(&forms[i]);
         }
         print_form(&sequence_form);
+        print_form(&program_form);
         free(forms);
     }
     clock_gettime(CLOCK_MONOTONIC, &t1);

@@ -32,6 +32,27 @@ static void die(const char *what, uint64_t rip)
     _exit(99);
 }
 
+/* What driver.S does at guest_fix. */
+static bool put_right(greg_t *g)
+{
+    static const int order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                  REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+    uint64_t at = (uint64_t)g[REG_RIP] - CODE, *log = var(*var(V_LOG_AT));
+    unsigned fix = g[REG_TRAPNO] == 14 && at < FIXES_SIZE ? *(uint8_t *)(uintptr_t)(FIXES + at) : 0;
+    if (!fix || *var(V_FIXED) >= MAX_FIXES)
+        return false;
+    for (unsigned i = 0; i < 16; i++)
+        log[i] = (uint64_t)g[order[i]];
+    log[16] = (uint64_t)g[REG_RIP];
+    log[17] = (uint64_t)g[REG_ERR];
+    log[18] = (uint64_t)g[REG_CR2];
+    log[19] = (uint64_t)g[REG_EFL];
+    *var(V_LOG_AT) += LOG_ENTRY;
+    ++*var(V_FIXED);
+    g[order[fix - 1]] = SAFE;
+    return true;
+}
+
 static void on_fault(int sig, siginfo_t *si, void *ctx)
 {
     ucontext_t *uc = ctx;
@@ -42,6 +63,8 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
         die("no progress for 20 seconds", rip);
     if (rip >= DRIVER && rip < DRIVER_AT(driver_save))
         die(strsignal(sig), rip);
+    if (put_right(g))
+        return;
     *var(V_VECTOR) = (uint64_t)g[REG_TRAPNO];
     *var(V_ERROR) = (uint64_t)g[REG_ERR];
     *var(V_CR2) = g[REG_TRAPNO] == 14 ? (uint64_t)g[REG_CR2] : 0;
@@ -67,6 +90,8 @@ static int native_init(struct backend *b)
     mprotect((void *)(uintptr_t)DATA, PAGE_A - DATA, PROT_NONE);
     mprotect((void *)(uintptr_t)PAGE_C, 4096, PROT_READ);
     mprotect((void *)(uintptr_t)(PAGE_C + 4096), DATA + DATA_SIZE - PAGE_C - 4096, PROT_NONE);
+    mprotect((void *)(uintptr_t)STACKS, PAGE_S - STACKS, PROT_NONE);
+    mprotect((void *)(uintptr_t)(PAGE_S + 8192), STACKS + STACKS_SIZE - PAGE_S - 8192, PROT_NONE);
     driver_place(b);
     *var(V_EXIT) = DRIVER_AT(driver_native_exit);
     if (syscall(SYS_arch_prctl, ARCH_SET_GS, GS_BASE))
@@ -93,6 +118,7 @@ static int native_run(struct backend *b, unsigned n)
     *var(V_IN) = INS;
     *var(V_OUT) = OUTS;
     *var(V_LEFT) = n;
+    *var(V_LOG) = LOGS;
     *var(V_ENTER) = driver_enter_at();
     alarm(20);
     ((void (*)(void))(uintptr_t)DRIVER_AT(driver_native_entry))();

@@ -421,6 +421,31 @@ static bool uses_x87(const struct instance *in)
     return false;
 }
 
+bool state_tame(const struct instance *in, uint32_t reserved, int base)
+{
+    uint32_t bases = 0, indices = 0, written = 0;
+    unsigned n = 0;
+    if (!state_fits(NULL, 0, in) || in->insn.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || in->insn.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR)
+        return false;
+    for (unsigned i = 0; i < in->insn.operand_count; i++)
+        if (touches_memory(&in->op[i]) && (n++ || gpr_number(in->op[i].mem.base) != base || gpr_number(in->op[i].mem.index) >= 0 ||
+                                           in->op[i].mem.type != ZYDIS_MEMOP_TYPE_MEM || !in->form->mem))
+            return false;
+    usage(in, &bases, &indices, &written);
+    return !(written & reserved) && !(in->form->mem && uses_x87(in));
+}
+
+void state_fill(struct rng *r, uint8_t *block, uint64_t gpr[16])
+{
+    random_xsave(r, block + B_XSAVE);
+    block[B_XSAVE] |= 0x3f;
+    block[B_XSAVE + 24] |= 0x80, block[B_XSAVE + 25] |= 0x1f;
+    for (unsigned i = 0; i < WIN1_SIZE + WIN2_SIZE; i += 64)
+        random_vector(r, block + B_WIN + i, 64);
+    for (unsigned i = 0; i < 16; i++)
+        gpr[i] = random_integer(r);
+}
+
 bool state_random(const struct instance *in, unsigned n, struct rng *r, uint8_t *block)
 {
     uint64_t gpr[16], flags, target = in->ip | (mode32 ? (uint64_t)SEL_CODE32 << 32 : 0), ea;

@@ -85,13 +85,17 @@ enum hvx_cpu_model { HVX_CPU_MODEL_HOST = 0 };
 struct hvx_engine_config {
     uint32_t size;
     uint32_t n_vcpus;
-    const char *cpu_model; /* "host" */
+    const char *cpu_model; /* as --cpu has it, such as "host"; NULL: the engine's default */
     const struct hvx_config *options; /* engine's own options from hvx.conf / --engine-option */
     uint64_t tsc_hz; /* 0: the host's */
 };
 
 /* One figure of `hvx stat`: group such as "vcpu0", name such as "blocks". */
 typedef void (*hvx_stat_fn)(void *opaque, const char *group, const char *name, uint64_t value, const char *unit);
+
+/* One CPU model: why says what keeps it from running here, NULL when it can.
+ * name NULL: what is a line of names that may follow a model as +NAME, -NAME. */
+typedef void (*hvx_cpu_model_fn)(void *opaque, const char *name, const char *what, const char *why);
 
 struct hvx_engine_vm;
 struct hvx_vcpu;
@@ -126,6 +130,8 @@ struct hvx_cpu_ops {
     /* Optional, may be NULL: dirty-page log. */
     int (*dirty_log)(struct hvx_engine_vm *e, uint32_t slot, bool enable);
     int (*dirty_fetch)(struct hvx_engine_vm *e, uint32_t slot, uint64_t *bitmap, size_t words);
+    /* Optional, may be NULL: the CPU models that struct hvx_engine_config's cpu_model can name. */
+    int (*cpu_models)(void *plugin_ctx, hvx_cpu_model_fn fn, void *opaque);
 };
 
 HVX_EXTERN_C_END

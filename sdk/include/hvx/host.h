@@ -222,7 +222,8 @@ struct hvx_host {
     int (*region_move)(struct hvx_vm *vm, struct hvx_region *r, uint64_t addr); /* ~0: unmap */
     /* Map host memory (page-aligned) at gpa over whatever is there: ROM
      * (read-only, writes dropped), frame buffers. Later maps win. Unmapping
-     * shows what was below. */
+     * shows what was below. Writes to a read-only map over a device region
+     * reach that region: a flash chip in read mode. */
     int (*mem_map)(struct hvx_vm *vm, uint64_t gpa, uint64_t n, void *hva, bool read_only, const char *name,
                    struct hvx_region **out, struct hvx_error *err);
     /* PAM registers of the PC: choose what the guest sees in one range of
