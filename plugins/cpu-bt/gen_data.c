@@ -175,6 +175,7 @@ void gen_lea(struct trans *t, struct insn *x)
         e_lea(e, size == 8, (unsigned)d, b, i, i < 0 ? 0 : s, m->disp.has_displacement ? (int32_t)m->disp.value : 0);
         return;
     }
+    t->r15_group = 0; /* an index may go through r15 */
     gen_offset(t, &x->op[1], x->d.address_width);
     gen_store_gpr(t, g, H_R14, size);
 }
