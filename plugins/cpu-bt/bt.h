@@ -172,6 +172,7 @@ struct bt_vcpu {
     uint64_t stk_host[2];
     uint64_t stk_rtag[2]; /* as tag_r */
     uint64_t group_delta[16]; /* of the running block's groups: host minus guest address (gen_group.c) */
+    uint64_t flags_of[2]; /* operands for it */
     uint32_t flags_fn;    /* after an indirect exit: code that makes the flags in RFLAGS; clobbers r15 */
 
     /* Architectural state, C code only. attr as in struct hvx_segment

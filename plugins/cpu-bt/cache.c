@@ -163,7 +163,7 @@ void bt_chain(struct bt_vcpu *c, uint32_t i, struct bt_block *to)
     x->to = bt_block_index(c, to);
     x->in_next = to->in_head;
     to->in_head = i;
-    exit_patch(x, x->flags_in_slot ? to->a : to->b);
+    exit_patch(x, x->flags_by_fn ? to->a : to->b);
     c->st.chains++;
 }
 
@@ -336,7 +336,7 @@ void bt_relink(struct bt_vcpu *c)
             if (x->kind == BT_EXIT_INDIRECT)
                 exit_patch_indirect(x, false);
             else if (x->to)
-                exit_patch(x, x->flags_in_slot ? k->blocks[x->to].a : k->blocks[x->to].b);
+                exit_patch(x, x->flags_by_fn ? k->blocks[x->to].a : k->blocks[x->to].b);
         }
     }
     atomic_store_explicit(&k->n_unlinked, 0, memory_order_relaxed);

@@ -8,7 +8,7 @@
  * slow paths and exit stubs in the cold area. Three ways in:
  *   ind  by indirect jump: r14 holds the RIP aimed at, which is compared with
  *        the block's own; the code at c->flags_fn makes the flags;
- *   a    flags are in the slot;
+ *   a    the same, without a comparison;
  *   b    flags are in host RFLAGS.
  * When no flag is live at the start, a and b coincide.
  *
@@ -57,7 +57,7 @@ struct bt_exit {
     uint32_t site;   /* rel32 field, or the jmp r15 */
     uint32_t stub;   /* where it goes unchained */
     uint32_t from, to, in_next;
-    uint8_t kind, flags_in_slot, xpage;
+    uint8_t kind, flags_by_fn, xpage;
     uint8_t plain; /* to the plain twin: gen_group.c */
 };
 /* From host address to guest instruction: sorted by host within a block, hot
@@ -103,7 +103,7 @@ struct bt_cache {
     uint32_t n_tlb_touched[2][2];
     /* stubs */
     uint32_t stub_stack[2], stub_slow, stub_try, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
-        stub_irq, stub_careful, stub_segfault, stub_flags_slot;
+        stub_irq, stub_careful, stub_segfault, stub_flags_slot, stub_flags[8][4];
     uint32_t stubs_start, stubs_end;
     void (*enter)(struct bt_vcpu *c, uint64_t host);
     uint32_t unlinked[16];

@@ -352,7 +352,7 @@ void gen_generic(struct trans *t, struct insn *x)
         gen_lookup(t, n.mem, n.mem_size, n.mem_rd, n.mem_wr);
         /* EVEX scales short displacements; r13..r15 and flags in the slot need r15 */
         if (d->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX || n.guest_rd || n.guest_wr || n.swap != -1 ||
-            (t->in_slot && !t->in_reg && !t->again.kind))
+            (!t->in_reg && !t->again.kind && (t->in_slot || t->in_fn)))
             gen_mem_in_r14(t);
     }
     if (n.guest_rd || n.guest_wr || n.swap != -1)

@@ -7,6 +7,11 @@
  * instructions, running a TEST or CMP a second time costs one: so the last
  * instruction that made them is remembered for as long as the registers that
  * it needs are unchanged, and the slot is filled only when none is.
+ *
+ * Across indirect exits nobody knows whether flags are needed; mostly not.
+ * There c->flags_fn tells how to make them, from operands kept in
+ * c->flags_of[] or from the slot, and a block that neither reads nor writes
+ * flags leaves it alone.
  */
 #include "trans.h"
 
@@ -74,6 +79,11 @@ static void alu(struct bt_emit *e, const struct again *a, unsigned op)
 
 void flags_again(struct bt_emit *e, const struct again *a)
 {
+    if (a->kind == AGAIN_FN) { /* call [flags_fn] */
+        e8(e, 0xff);
+        e_mod_abs(e, 2, (uint32_t)a->imm);
+        return;
+    }
     if (a->bias)
         e_lea(e, 1, a->dst, (int)a->dst, -1, 0, -a->bias);
     switch (a->kind) {
@@ -168,19 +178,59 @@ static bool find_again(const struct trans *t, const struct insn *x, struct again
     return true;
 }
 
-bool gen_flags_are_again(const struct trans *t) { return !t->in_reg && !t->in_slot && t->again.kind; }
+bool gen_flags_are_again(const struct trans *t) { return !t->in_reg && !t->in_slot && !t->in_fn && t->again.kind; }
+
+static struct again call_fn(struct bt_vcpu *c) { return (struct again){.kind = AGAIN_FN, .imm = (int32_t)e_abs(&c->flags_fn)}; }
+
+/* How a cold path makes flags that are neither in RFLAGS nor in the slot. */
+struct again gen_flags_recipe(const struct trans *t)
+{
+    if (t->in_reg || t->in_slot)
+        return (struct again){0};
+    return t->in_fn ? call_fn(t->c) : t->again;
+}
+
+void flags_fn_slot(struct bt_emit *e, struct bt_vcpu *c)
+{
+    e8(e, 0xc7); /* mov dword [flags_fn], stub_flags_slot */
+    e_mod_abs(e, 0, e_abs(&c->flags_fn));
+    e32(e, c->cache->stub_flags_slot);
+}
+
+/* The flags_fn of captured operands: c->flags_of[] hold what flags_again() takes from registers. */
+void flags_stubs_emit(struct bt_emit *e, struct bt_vcpu *c)
+{
+    struct bt_cache *k = c->cache;
+    for (unsigned kind = AGAIN_TEST; kind <= AGAIN_SELF; kind++)
+        for (unsigned i = 0; i < 4; i++) {
+            struct again a = {.kind = (uint8_t)kind, .size = (uint8_t)(1u << i), .dst = H_R15, .src = H_R15};
+            k->stub_flags[kind][i] = e_here(e);
+            e_load(e, H_R15, &c->flags_of[0]);
+            if (kind == AGAIN_SELF || kind == AGAIN_NEG) {
+                a.kind = kind == AGAIN_SELF ? AGAIN_TEST : AGAIN_NEG;
+                flags_again(e, &a);
+                e8(e, 0xc3);
+                continue;
+            }
+            static const uint8_t undo[] = {[AGAIN_ADD] = 5, [AGAIN_SUB] = 0}, op[] = {[AGAIN_CMP] = 7, [AGAIN_ADD] = 0, [AGAIN_SUB] = 5};
+            for (unsigned n = kind == AGAIN_ADD || kind == AGAIN_SUB ? 0 : 1; n < 2; n++) {
+                if (a.size == 2)
+                    e8(e, 0x66);
+                unsigned code = kind == AGAIN_TEST ? 0x84 : (unsigned)(n ? op[kind] : undo[kind]) << 3 | 2;
+                e_rex(e, a.size == 8, H_R15, 0, 0, a.size == 1);
+                e8(e, code | (a.size > 1));
+                e_mod_abs(e, H_R15, e_abs(&c->flags_of[1]));
+            }
+            e8(e, 0xc3);
+        }
+}
 
 /* --- to and fro -------------------------------------------------------------------- */
 void gen_flags_save(struct trans *t)
 {
-    if (t->in_slot)
+    if (t->in_slot || !(t->in_reg || t->in_fn || t->again.kind))
         return;
-    if (!t->in_reg) {
-        if (!t->again.kind)
-            return;
-        flags_again(&t->e, &t->again);
-        t->in_reg = true;
-    }
+    gen_flags_restore(t);
     flags_to_slot(&t->e, t->c);
     t->r15_group = 0;
     t->in_slot = true;
@@ -188,12 +238,18 @@ void gen_flags_save(struct trans *t)
 
 void gen_flags_restore(struct trans *t)
 {
-    if (t->in_reg || !(t->in_slot || t->again.kind))
+    struct again fn;
+    if (t->in_reg || !(t->in_slot || t->in_fn || t->again.kind))
         return;
     if (t->again.kind) {
         flags_again(&t->e, &t->again);
     } else {
-        flags_from_slot(&t->e, t->c);
+        if (t->in_slot) {
+            flags_from_slot(&t->e, t->c);
+        } else {
+            fn = call_fn(t->c);
+            flags_again(&t->e, &fn);
+        }
         t->r15_group = 0;
     }
     t->in_reg = true;
@@ -201,21 +257,21 @@ void gen_flags_restore(struct trans *t)
 
 void gen_flags_restore_tmp(struct trans *t)
 {
-    if (t->in_reg || !(t->in_slot || t->again.kind))
+    if (t->in_reg || !(t->in_slot || t->in_fn || t->again.kind))
         return;
     if (t->again.kind) {
         flags_again(&t->e, &t->again);
+        t->in_reg = true;
     } else {
-        e_store(&t->e, H_RAX, &t->c->tmp[1]);
-        load_slot(&t->e, t->c);
-        e_load(&t->e, H_RAX, &t->c->tmp[1]);
+        e_store(&t->e, H_R15, &t->c->tmp[1]);
+        gen_flags_restore(t);
+        e_load(&t->e, H_R15, &t->c->tmp[1]);
     }
-    t->in_reg = true;
 }
 
 void gen_flags_before_mem(struct trans *t)
 {
-    if (live_before(t->cur) && !t->again.kind)
+    if (live_before(t->cur) && !t->again.kind && !t->in_fn)
         gen_flags_save(t);
 }
 
@@ -238,7 +294,7 @@ void gen_flags_done(struct trans *t, struct insn *x)
     if (!x->f_write)
         return;
     t->in_reg = true;
-    t->in_slot = false;
+    t->in_slot = t->in_fn = false;
     if (!find_again(t, x, &t->again))
         t->again.kind = AGAIN_NONE;
 }
@@ -263,7 +319,8 @@ static bool spoils(const struct trans *t, const struct insn *x)
 void gen_flags_for(struct trans *t, struct insn *x)
 {
     if (x->f_read || (x->f_write && (x->live_after & ~x->f_kill)) ||
-        (gen_flags_are_again(t) && (may_fault(x) || (!x->f_write && x->live_after && spoils(t, x)))))
+        (gen_flags_are_again(t) && !x->f_write && x->live_after && spoils(t, x)) ||
+        (!t->in_reg && !t->in_slot && may_fault(x)))
         gen_flags_restore(t);
 }
 
@@ -281,18 +338,41 @@ void gen_flags_after(struct trans *t, struct insn *x)
         t->again.kind = AGAIN_NONE;
 }
 
-void gen_flags_lazy(struct trans *t)
+/* Operands into c->flags_of[], so that flags_fn can make the flags whatever becomes of the registers. */
+static void capture(struct trans *t)
 {
     struct bt_emit *e = &t->e;
-    if (!t->in_slot && !t->again.kind)
-        gen_flags_save(t);
-    e8(e, 0xc7); /* mov dword [flags_fn], routine */
-    e_mod_abs(e, 0, e_abs(&t->c->flags_fn));
-    if (t->in_slot || !t->again.kind) {
-        e32(e, t->k->stub_flags_slot);
-        return;
+    const struct again *a = &t->again;
+    struct bt_vcpu *c = t->c;
+    unsigned kind = a->kind, dst = a->dst;
+    if (kind == AGAIN_TEST && !a->has_imm && a->src == a->dst)
+        kind = AGAIN_SELF;
+    if (a->bias) {
+        dst = H_R15;
+        e_lea(e, 1, H_R15, (int)a->dst, -1, 0, -a->bias);
     }
-    uint8_t *site = e->p;
-    e32(e, 0);
-    trans_cold(t, COLD_FLAGS, site)->again = t->again;
+    e_store(e, dst, &c->flags_of[0]);
+    if (kind != AGAIN_SELF && kind != AGAIN_NEG) {
+        if (a->has_imm)
+            e_store_imm(e, &c->flags_of[1], (uint64_t)(int64_t)a->imm);
+        else
+            e_store(e, a->src == a->dst ? dst : a->src, &c->flags_of[1]);
+    }
+    e8(e, 0xc7); /* mov dword [flags_fn], routine */
+    e_mod_abs(e, 0, e_abs(&c->flags_fn));
+    e32(e, t->k->stub_flags[kind][a->size == 8 ? 3 : a->size == 4 ? 2 : a->size == 2 ? 1 : 0]);
+}
+
+void gen_flags_lazy(struct trans *t)
+{
+    if (t->in_fn)
+        return;
+    if (!t->in_slot && t->again.kind) {
+        capture(t);
+    } else {
+        gen_flags_save(t);
+        flags_fn_slot(&t->e, t->c);
+    }
+    t->r15_group = 0;
+    t->in_fn = true;
 }

@@ -73,7 +73,7 @@ static void gen_loop(struct trans *t, struct insn *x)
     e8(e, 0xe3);
     uint8_t *zero = e->p;
     e8(e, 0);
-    bool in_reg = t->in_reg, in_slot = t->in_slot;
+    bool in_reg = t->in_reg, in_slot = t->in_slot, in_fn = t->in_fn;
     if (aw == 16)
         e_mov_rr(e, H_RCX, H_R15);
     if (zf) {
@@ -85,6 +85,7 @@ static void gen_loop(struct trans *t, struct insn *x)
     *zero = (uint8_t)(e->p - zero - 1);
     t->in_reg = in_reg;
     t->in_slot = in_slot;
+    t->in_fn = in_fn;
     if (aw == 16)
         e_mov_rr(e, H_RCX, H_R15);
     gen_exit(t, loop ? next : target);

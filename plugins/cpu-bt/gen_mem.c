@@ -74,8 +74,8 @@ struct cold *trans_cold(struct trans *t, unsigned type, uint8_t *site)
     x->type = (uint8_t)type;
     x->site = site;
     x->off = (uint16_t)(t->cur ? t->cur->rip - t->rip : 0);
-    if (type != COLD_EXIT && type != COLD_FLAGS && gen_flags_are_again(t))
-        x->again = t->again;
+    x->again = gen_flags_recipe(t);
+    x->fn_slot = t->in_slot && !t->in_fn;
     return x;
 }
 

@@ -137,5 +137,6 @@ void gen_op(struct trans *t, struct insn *x)
         e_jmp(e, k->stub_op_end);
     t->in_reg = false;
     t->in_slot = true;
+    t->in_fn = false;
     t->again.kind = AGAIN_NONE;
 }

@@ -97,6 +97,7 @@ void bt_stubs_emit(struct bt_vcpu *c)
     k->stub_flags_slot = e_here(e);
     flags_from_slot(e, c);
     e8(e, 0xc3);
+    flags_stubs_emit(e, c);
 
     /* go: rax = host address of a block's ind or a entry, or of leave */
     k->stub_go = e_here(e);
@@ -106,9 +107,7 @@ void bt_stubs_emit(struct bt_vcpu *c)
     e_jcc(e, CC_NE, k->stub_leave);
     e_mov_rr(e, H_R15, H_RAX);
     fp_restore(e, c);
-    e8(e, 0xc7); /* mov dword [flags_fn], stub_flags_slot */
-    e_mod_abs(e, 0, e_abs(&c->flags_fn));
-    e32(e, k->stub_flags_slot);
+    flags_fn_slot(e, c);
     load_all(e, c);
     e_load(e, H_R14, &c->rip);
     e_jmp_r(e, H_R15);

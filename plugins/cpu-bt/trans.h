@@ -8,8 +8,9 @@
  * moves), gen_op.c (calls of C).
  *
  * Flags while a block is made: `in_reg` says that host RFLAGS hold the guest's
- * arithmetic flags, `in_slot` that c->flags_slot does. Both may be true. Where
- * neither is, `again` tells how to make them from registers, or no flag is live.
+ * arithmetic flags, `in_slot` that c->flags_slot does, `in_fn` that the code at
+ * c->flags_fn makes them. Several may be true. Where none is, `again` tells how
+ * to make them from registers, or no flag is live.
  */
 #ifndef BT_TRANS_H
 #define BT_TRANS_H
@@ -24,9 +25,10 @@ enum insn_kind {
     K_GENERIC, K_NOP, K_OP, K_JCC, K_JMP, K_CALL, K_RET, K_JMP_IND, K_CALL_IND, K_LOOP, K_PUSH, K_POP, K_LEAVE, K_LEA,
     K_STI, K_CLI, K_STD, K_CLD, K_BT, K_MOV_FROM_SREG, K_MOFFS, K_RDTSC, K_SWAPGS,
 };
+/* SELF: TEST of a register with itself, FN: by c->flags_fn; both only where noted. */
 /* How to make the flags of an earlier instruction once more. Host registers;
  * nothing but RFLAGS has changed afterwards. */
-enum again_kind { AGAIN_NONE, AGAIN_TEST, AGAIN_CMP, AGAIN_ADD, AGAIN_SUB, AGAIN_NEG };
+enum again_kind { AGAIN_NONE, AGAIN_TEST, AGAIN_CMP, AGAIN_ADD, AGAIN_SUB, AGAIN_NEG, AGAIN_SELF, AGAIN_FN };
 struct again {
     uint8_t kind, size, dst, src;
     bool has_imm;
@@ -72,10 +74,11 @@ struct insn {
     uint8_t group, stack_group; /* number + 1 of its memory operand's, its stack access's */
 };
 
-enum cold_type { COLD_SLOW, COLD_EXIT, COLD_IRQ, COLD_CAREFUL, COLD_FLAGS, COLD_GUARD };
+enum cold_type { COLD_SLOW, COLD_EXIT, COLD_IRQ, COLD_CAREFUL, COLD_ENTRY, COLD_GUARD };
 struct cold {
     uint8_t type;
-    uint8_t save_flags;
+    uint8_t save_flags; /* they are in RFLAGS */
+    uint8_t fn_slot;    /* the slot has them, flags_fn does not say so yet */
     uint16_t off; /* of the instruction in the block */
     struct again again; /* make the flags so and save them, before anything else */
     uint8_t *site;    /* rel32 of the jump here */
@@ -106,7 +109,7 @@ struct trans {
     struct bt_map_entry map[BT_MAX_INSNS + 1 + BT_MAX_COLD];
     unsigned n_map;
     struct bt_block *b;
-    bool in_reg, in_slot;
+    bool in_reg, in_slot, in_fn;
     struct again again;
     uint32_t desc_extra; /* BT_DESC_ALIGNED, BT_DESC_SS for the next look-up */
     struct group group[BT_MAX_GROUPS];
@@ -168,6 +171,9 @@ void gen_flags_before_write(struct trans *t, struct insn *x); /* x changes regis
 void gen_flags_after(struct trans *t, struct insn *x);
 void gen_flags_lazy(struct trans *t); /* before an indirect exit: c->flags_fn makes them */
 bool gen_flags_are_again(const struct trans *t); /* only `again` can make them */
+struct again gen_flags_recipe(const struct trans *t);
+void flags_fn_slot(struct bt_emit *e, struct bt_vcpu *c);
+void flags_stubs_emit(struct bt_emit *e, struct bt_vcpu *c);
 void flags_again(struct bt_emit *e, const struct again *a);
 void flags_to_slot(struct bt_emit *e, struct bt_vcpu *c); /* clobbers r15 */
 void flags_from_slot(struct bt_emit *e, struct bt_vcpu *c); /* likewise */

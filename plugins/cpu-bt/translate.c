@@ -37,7 +37,7 @@ static uint32_t new_exit(struct trans *t, unsigned kind, uint8_t *site, uint64_t
     x->site = e_abs(site);
     x->target = target;
     x->from = bt_block_index(t->c, t->b);
-    x->flags_in_slot = !t->in_reg;
+    x->flags_by_fn = !t->in_reg;
     t->b->n_exits++;
     return i;
 }
@@ -46,7 +46,7 @@ uint32_t trans_exit_plain(struct trans *t)
 {
     uint32_t i = new_exit(t, BT_EXIT_DIRECT, t->e.p, t->cur->rip); /* emit_cold() knows the site */
     t->k->exits[i].plain = 1;
-    t->k->exits[i].flags_in_slot = !gen_flags_are_again(t);
+    t->k->exits[i].flags_by_fn = !gen_flags_are_again(t);
     return i;
 }
 
@@ -78,21 +78,26 @@ void gen_exit(struct trans *t, uint64_t target)
         jump_cache_const(t, target);
         return;
     }
-    gen_flags_restore(t);
+    if (!t->in_reg && !t->in_fn) {
+        if (t->again.kind)
+            gen_flags_restore(t);
+        else if (t->in_slot)
+            gen_flags_lazy(t);
+    }
     e8(e, 0xe9);
     uint8_t *site = e->p;
     e32(e, 0);
     uint32_t i = new_exit(t, BT_EXIT_DIRECT, site, target);
     struct cold *x = trans_cold(t, COLD_EXIT, site);
     x->exit = i;
-    x->save_flags = t->in_reg && !t->in_slot;
+    x->save_flags = t->in_reg;
 }
 
 uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target)
 {
     struct bt_emit *e = &t->e;
     if (through_jump_cache(t, target)) {
-        bool in_reg = t->in_reg, in_slot = t->in_slot;
+        bool in_reg = t->in_reg, in_slot = t->in_slot, in_fn = t->in_fn;
         e8(e, 0x70 | (cc ^ 1));
         uint8_t *over = e->p;
         e8(e, 0);
@@ -100,13 +105,14 @@ uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target)
         *over = (uint8_t)(e->p - over - 1);
         t->in_reg = in_reg;
         t->in_slot = in_slot;
+        t->in_fn = in_fn;
         return over;
     }
     uint8_t *site = e_jcc(e, cc, 0);
     uint32_t i = new_exit(t, BT_EXIT_DIRECT, site, target);
     struct cold *x = trans_cold(t, COLD_EXIT, site);
     x->exit = i;
-    x->save_flags = t->in_reg && !t->in_slot;
+    x->save_flags = t->in_reg;
     return site;
 }
 
@@ -244,9 +250,7 @@ static void emit_cold(struct trans *t)
     struct bt_emit cold = {k->cold_p, k->cold_end}, *e = &cold;
     for (unsigned i = 0; i < t->n_cold; i++) {
         struct cold *x = &t->cold[i];
-        if (x->type == COLD_FLAGS)
-            memcpy(x->site, &(uint32_t){e_here(e)}, 4);
-        else
+        if (x->site)
             e_patch32(x->site, e_here(e));
         trans_map(t, &t->map[t->n_map++], e_here(e), x->off);
         switch (x->type) {
@@ -274,12 +278,16 @@ static void emit_cold(struct trans *t)
             e_rr(e, 0, 0x85, H_R15, H_R15); /* test */
             e_jcc(e, CC_NE, x->rejoin);
             *over = (uint8_t)(e->p - over - 1);
-            if (x->again.kind)
+            if (x->again.kind && x->again.kind != AGAIN_FN)
                 flags_again(e, &x->again);
+            if (x->fn_slot)
+                flags_fn_slot(e, t->c);
             e8(e, 0xe9);
             k->exits[x->exit].site = e_here(e);
             e32(e, 0);
             k->exits[x->exit].stub = e_here(e);
+            if (x->again.kind == AGAIN_FN)
+                flags_again(e, &x->again);
             if (x->again.kind)
                 flags_to_slot(e, t->c);
             e_mov_imm(e, H_R15, x->exit);
@@ -288,6 +296,7 @@ static void emit_cold(struct trans *t)
         }
         case COLD_EXIT:
             k->exits[x->exit].stub = e_here(e);
+            save_again(t, e, x);
             if (x->save_flags)
                 flags_to_slot(e, t->c);
             e_mov_imm(e, H_R15, x->exit);
@@ -297,9 +306,11 @@ static void emit_cold(struct trans *t)
             e_call(e, k->stub_irq);
             e_jmp(e, x->rejoin);
             break;
-        case COLD_FLAGS:
-            flags_again(e, &x->again);
-            e8(e, 0xc3);
+        case COLD_ENTRY:
+            t->b->b = e_here(e);
+            flags_to_slot(e, t->c);
+            flags_fn_slot(e, t->c);
+            e_jmp(e, x->rejoin);
             break;
         case COLD_CAREFUL:
             save_again(t, e, x);
@@ -309,6 +320,46 @@ static void emit_cold(struct trans *t)
         }
     }
     k->cold_p = e->p;
+}
+
+/* Does the block need the flags it starts with in RFLAGS, before anything clobbers them? */
+static bool flags_read_first(const struct trans *t)
+{
+    for (unsigned i = 0; i < t->n; i++) {
+        const struct insn *x = &t->insn[i];
+        if (x->f_read || (x->f_write && (x->live_after & ~x->f_kill)))
+            return x->kind != K_OP;
+        switch (x->kind) {
+        case K_NOP: case K_LEA: case K_CLI: case K_STD: case K_CLD: continue;
+        case K_JMP: return true;
+        case K_GENERIC:
+            for (unsigned j = 0; j < x->d.operand_count; j++)
+                if (x->op[j].type == ZYDIS_OPERAND_TYPE_MEMORY)
+                    return false;
+            continue;
+        default: return false;
+        }
+    }
+    return true;
+}
+
+/* Entries a (flags by flags_fn) and b (flags in RFLAGS) of a block where some are live. */
+static void entry(struct trans *t)
+{
+    struct bt_emit *e = &t->e;
+    struct bt_block *b = t->b;
+    b->a = e_here(e);
+    t->in_reg = t->in_slot = false;
+    t->in_fn = b->live_in;
+    if (b->live_in && flags_read_first(t)) {
+        gen_flags_restore(t);
+        b->b = e_here(e);
+        t->in_fn = false;
+    } else if (b->live_in) {
+        trans_cold(t, COLD_ENTRY, NULL)->rejoin = e_here(e); /* sets b->b */
+    } else {
+        b->b = e_here(e);
+    }
 }
 
 bool bt_cache_room(struct bt_vcpu *c)
@@ -369,22 +420,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
         e_rr(e, 1, 0x3b, H_R14, H_R15);
     }
     e_jcc(e, CC_NE, k->stub_jc_miss[t->cpl3]);
-    uint8_t *over = NULL;
-    if (b->live_in) {
-        e8(e, 0xff); /* call [flags_fn] */
-        e_mod_abs(e, 2, e_abs(&c->flags_fn));
-        e8(e, 0xeb);
-        over = e->p;
-        e8(e, 0);
-    }
-    b->a = e_here(e);
-    t->in_reg = b->live_in;
-    t->in_slot = false;
-    if (b->live_in) {
-        flags_from_slot(e, c);
-        *over = (uint8_t)(e->p - over - 1);
-    }
-    b->b = e_here(e);
+    entry(t);
     for (unsigned i = 0; i < t->n; i++) {
         struct insn *x = &t->insn[i];
         t->cur = x;
