@@ -10,8 +10,10 @@
 #include "core/cmd/commands.h"
 #include "core/cmd/run.h"
 #include "core/plugin/registry.h"
+#include "core/vm/confine.h"
 #include "core/vm/control.h"
 #include "core/vm/internal.h"
+#include "core/vm/tidy.h"
 
 #include <signal.h>
 #include <stdlib.h>
@@ -208,20 +210,36 @@ static void kill_now(void *opaque)
  * found a bug. For tests. */
 static int round_trip(struct run *r, json_t *answer, struct hvx_error *err)
 {
-    FILE *f = tmpfile();
+    char *state = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&state, &n);
     int e;
 
     if (!f)
-        return hvx_fail(err, -errno, "cannot make a temporary file: %s", strerror(errno));
+        return hvx_fail(err, -errno, "no memory for the state: %s", strerror(errno));
     hvx_vm_pause(r->vm);
     e = hvx_vm_save_devices(r->vm, f, err);
+    fclose(f);
     if (e == 0) {
-        json_object_set_new(answer, "bytes", json_integer(ftell(f)));
-        rewind(f);
-        e = hvx_vm_restore_devices(r->vm, f, err);
+        json_object_set_new(answer, "bytes", json_integer((json_int_t)n));
+        f = fmemopen(state, n, "r");
+        e = f ? hvx_vm_restore_devices(r->vm, f, err) : hvx_fail(err, -ENOMEM, "no memory for the state");
+        if (f)
+            fclose(f);
     }
     hvx_vm_resume(r->vm);
-    fclose(f);
+    free(state);
+    return e;
+}
+
+static int screendump(struct run *r, struct hvx_error *err)
+{
+    int e, fd = hvx_control_take_fd(r->control, 0);
+
+    if (fd < 0)
+        return hvx_fail(err, -EINVAL, "screendump: pass the file's descriptor with the request");
+    e = hvx_vm_screendump(r->vm, fd, err);
+    close(fd);
     return e;
 }
 
@@ -258,7 +276,7 @@ static int on_command(void *opaque, const char *command, json_t *request, json_t
     } else if (!strcmp(command, "state-round-trip")) {
         return round_trip(r, answer, err);
     } else if (!strcmp(command, "screendump")) {
-        return (s = string_of(request, "file", err)) ? hvx_vm_screendump(r->vm, s, err) : -EINVAL;
+        return screendump(r, err);
     } else if (!strcmp(command, "sendkey")) {
         return (s = string_of(request, "keys", err)) ? hvx_vm_sendkey(r->vm, s, err) : -EINVAL;
     } else {
@@ -305,6 +323,22 @@ static int watch_signals(struct run *r)
     return fd < 0 ? -errno : hvx_loop_watch_new(r->loop, fd, true, false, on_signal, r, &r->signals);
 }
 
+static int confine(void *opaque, struct hvx_error *err)
+{
+    struct run *r = opaque;
+    char how[200];
+    int e;
+
+    if (r->options.no_confinement)
+        return 0;
+    e = hvx_tidy_start(err);
+    if (e == 0)
+        e = hvx_confine_process(HVX_CONFINE_VM, how, sizeof(how), err);
+    if (e == 0)
+        hvx_log(HVX_LOG_DEBUG, r->options.name, "%s", how);
+    return e;
+}
+
 static int start(struct run *r, struct hvx_registry *reg, struct hvx_error *err)
 {
     char why[400];
@@ -316,6 +350,7 @@ static int start(struct run *r, struct hvx_registry *reg, struct hvx_error *err)
     if (e < 0)
         return e;
     r->options.machine.vm.on_event = on_event;
+    r->options.machine.vm.before_guest = confine;
     r->options.machine.vm.opaque = r;
     r->options.machine.on_escape = on_escape;
     r->options.machine.escape_opaque = r;
@@ -346,6 +381,11 @@ int hvx_cmd_run(int argc, char **argv)
     r->options.machine.vm.name = r->options.name;
     pthread_mutex_init(&r->mutex, NULL);
     hvx_log_set_level(r->options.log_level);
+    if (r->options.no_confinement)
+        hvx_log(HVX_LOG_WARN, r->options.name,
+                "--no-confinement: a guest that finds a hole in HVX can do what you can on this host");
+    else
+        hvx_confine_plan(r->options.name);
     /* Before the first thread: they inherit it. */
     hvx_vm_block_signals();
     e = hvx_conf_load(r->options.config, &conf, &err);
@@ -370,6 +410,7 @@ int hvx_cmd_run(int argc, char **argv)
     hvx_loop_destroy(r->loop);
     hvx_registry_destroy(reg);
     hvx_conf_destroy(conf);
+    hvx_tidy_finish();
     e = r->status;
     pthread_mutex_destroy(&r->mutex);
     free(r);

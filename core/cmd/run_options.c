@@ -17,7 +17,7 @@
 enum {
     O_NAME = 256, O_CPUS, O_MEMORY, O_DISK, O_CDROM, O_KERNEL, O_INITRD, O_APPEND, O_FIRMWARE, O_UEFI_VARS, O_BOOT, O_MACHINE,
     O_MACHINE_OPTION, O_NET, O_DEVICE, O_SERIAL, O_CONSOLE, O_DISPLAY, O_ENGINE, O_ENGINE_OPTION, O_CPU, O_NO_REBOOT,
-    O_NO_DEFAULTS, O_DEBUG_EXIT, O_CONFIG, O_NO_CONTROL, O_QUIET, O_VERBOSE, O_HELP,
+    O_NO_DEFAULTS, O_DEBUG_EXIT, O_CONFIG, O_NO_CONTROL, O_NO_CONFINEMENT, O_QUIET, O_VERBOSE, O_HELP,
 };
 
 static const struct {
@@ -51,6 +51,7 @@ static const struct {
     {O_DEBUG_EXIT, "debug-exit", "[PORT]", "let the guest end hvx by a port write, with status VALUE * 2 + 1"},
     {O_CONFIG, "config", "FILE", "read this hvx.conf"},
     {O_NO_CONTROL, "no-control", NULL, "no control socket: hvx ps does not see this VM"},
+    {O_NO_CONFINEMENT, "no-confinement", NULL, "dangerous: leave the process all its privileges and system calls"},
     {O_QUIET, "quiet", NULL, "print only errors"},
     {O_VERBOSE, "verbose", NULL, "print more"},
     {O_HELP, "help", NULL, "print this"},
@@ -171,6 +172,7 @@ static int apply(struct hvx_run_options *o, int id, const char *v)
     case O_DEBUG_EXIT: m->debug_exit = v ? v : ""; return 0;
     case O_CONFIG: o->config = v; return 0;
     case O_NO_CONTROL: o->no_control = true; return 0;
+    case O_NO_CONFINEMENT: o->no_confinement = true; return 0;
     case O_QUIET: o->quiet = true; o->log_level = HVX_LOG_ERROR; return 0;
     case O_VERBOSE: o->log_level = HVX_LOG_DEBUG; return 0;
     default: return 0;

@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include "core/vm/chr.h"
+#include "core/vm/tidy.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -303,6 +304,7 @@ static int open_unix(struct hvx_chr *c, const char *path, struct hvx_error *err)
     if (r < 0 || listen(c->listen_fd, 2) < 0)
         return hvx_fail(err, -errno, "serial line unix:%s: cannot listen: %s", path, strerror(errno));
     c->unlink_path = strdup(path);
+    hvx_tidy_add(path);
     return hvx_loop_watch_new(c->loop, c->listen_fd, true, false, client_came, c, &c->listen_watch);
 }
 
@@ -434,7 +436,7 @@ void hvx_chr_close(struct hvx_chr *c)
         hvx_watch_del(c->listen_watch);
         close(c->listen_fd);
         if (c->unlink_path)
-            unlink(c->unlink_path);
+            hvx_tidy_remove(c->unlink_path);
     } else {
         close_input(c);
         hvx_watch_del(c->out_watch);

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "core/vm/control.h"
 #include "core/vm/control_path.h"
+#include "core/vm/tidy.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,8 @@ struct client {
     int fd; /* -1: this place is free */
     char *in, *out;
     size_t in_n, out_n, out_pos;
+    int fds[HVX_CONTROL_MAX_FDS]; /* -1: taken */
+    unsigned n_fds;
 };
 
 struct hvx_control {
@@ -26,14 +29,35 @@ struct hvx_control {
     struct hvx_watch *watch;
     struct sockaddr_un address;
     struct client client[HVX_CONTROL_MAX_CLIENTS];
+    struct client *asking; /* whose request the handler has */
     int (*handler)(void *opaque, const char *command, json_t *request, json_t *answer, struct hvx_error *err);
     void *opaque;
 };
+
+static void close_fds(struct client *c)
+{
+    for (unsigned i = 0; i < c->n_fds; i++)
+        if (c->fds[i] >= 0)
+            close(c->fds[i]);
+    c->n_fds = 0;
+}
+
+int hvx_control_take_fd(struct hvx_control *c, unsigned i)
+{
+    int fd;
+
+    if (!c->asking || i >= c->asking->n_fds)
+        return -1;
+    fd = c->asking->fds[i];
+    c->asking->fds[i] = -1;
+    return fd;
+}
 
 static void client_close(struct client *c)
 {
     if (c->fd < 0)
         return;
+    close_fds(c);
     hvx_watch_del(c->watch);
     close(c->fd);
     free(c->in);
@@ -93,8 +117,14 @@ static char *answer_text(struct hvx_control *control, const char *line, size_t n
 
 static bool client_answer(struct client *c, size_t line)
 {
-    char *text = answer_text(c->control, c->in, line);
-    size_t n = text ? strlen(text) : 0;
+    char *text;
+    size_t n;
+
+    c->control->asking = c;
+    text = answer_text(c->control, c->in, line);
+    c->control->asking = NULL;
+    close_fds(c);
+    n = text ? strlen(text) : 0;
 
     memmove(c->in, c->in + line + 1, c->in_n - line - 1);
     c->in_n -= line + 1;
@@ -110,15 +140,44 @@ static bool client_answer(struct client *c, size_t line)
     return client_flush(c);
 }
 
+/* read(), with descriptors that come along. */
+static ssize_t take_in(struct client *c)
+{
+    union {
+        struct cmsghdr head;
+        char room[CMSG_SPACE(HVX_CONTROL_MAX_FDS * sizeof(int))];
+    } control;
+    struct iovec v = {c->in + c->in_n, HVX_CONTROL_MAX_REQUEST - c->in_n};
+    struct msghdr m = {.msg_iov = &v, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    ssize_t n = recvmsg(c->fd, &m, MSG_CMSG_CLOEXEC);
+
+    if (n < 0)
+        return n;
+    for (struct cmsghdr *h = CMSG_FIRSTHDR(&m); h; h = CMSG_NXTHDR(&m, h)) {
+        if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS)
+            continue;
+        for (size_t i = 0; i < (h->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(h) + i * sizeof(int), sizeof(int));
+            if (c->n_fds < HVX_CONTROL_MAX_FDS)
+                c->fds[c->n_fds++] = fd;
+            else
+                close(fd);
+        }
+    }
+    return n;
+}
+
 static void client_ready(void *opaque, int fd, bool readable, bool writable)
 {
     struct client *c = opaque;
     char *end;
 
+    (void)fd;
     if (writable && !client_flush(c))
         return;
     if (readable && !c->out) {
-        ssize_t n = read(fd, c->in + c->in_n, HVX_CONTROL_MAX_REQUEST - c->in_n);
+        ssize_t n = take_in(c);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             return;
         if (n <= 0) {
@@ -187,6 +246,8 @@ int hvx_control_new(struct hvx_loop *loop, const char *name,
         if (c->fd < 0 || bind(c->fd, (struct sockaddr *)&c->address, sizeof(c->address)) < 0 || listen(c->fd, 8) < 0)
             r = hvx_fail(err, -errno, "control socket %s: %s", c->address.sun_path, strerror(errno));
         umask(mask);
+        if (r == 0)
+            hvx_tidy_add(c->address.sun_path);
     }
     if (r == 0 && (r = hvx_loop_watch_new(loop, c->fd, true, false, client_came, c, &c->watch)) < 0)
         hvx_fail(err, r, "control socket: out of memory");
@@ -204,7 +265,7 @@ void hvx_control_destroy(struct hvx_control *c)
 {
     if (!c)
         return;
-    unlink(c->address.sun_path);
+    hvx_tidy_remove(c->address.sun_path);
     for (unsigned i = 0; i < HVX_CONTROL_MAX_CLIENTS; i++)
         client_close(&c->client[i]);
     hvx_watch_del(c->watch);

@@ -10,6 +10,7 @@
 #include "core/net/net.h"
 #include "core/vm/chr.h"
 #include "core/vm/internal.h"
+#include "core/vm/confine.h"
 #include <hvx/plugin.h>
 
 #include <stdlib.h>
@@ -421,6 +422,7 @@ static const struct hvx_host host_table = {
     .input_add = input_add,
     .vcpu_set_regs = vcpu_set_regs,
     .power_button_set = power_button_set,
+    .is_confined = hvx_confined,
 };
 
 const struct hvx_host *hvx_host_table(void)

@@ -433,12 +433,13 @@ int hvx_machine_new(struct hvx_registry *reg, const struct hvx_machine_options *
     if (!m)
         return hvx_fail(err, -ENOMEM, "VM: out of memory");
     r = hvx_vm_new(&o->vm, &m->vm, err);
+    /* Networks first: user networking forks, which is best done before there are threads. */
+    if (r == 0)
+        r = open_nets(m, o, err);
     if (r == 0)
         r = add_engine(m, reg, o, why_engine, why_size, err);
     if (r == 0)
         r = open_disks(m, o, err);
-    if (r == 0)
-        r = open_nets(m, o, err);
     for (unsigned i = 0; i < o->n_serials && r == 0; i++) {
         snprintf(id, sizeof(id), "serial%u", i);
         r = open_chr(m, o, id, o->serial[i], err);

@@ -7,6 +7,7 @@
 #include "core/image/blk.h"
 #include "core/net/net.h"
 #include "core/vm/chr.h"
+#include "core/vm/confine.h"
 
 #include <assert.h>
 #include <cpuid.h>
@@ -298,6 +299,7 @@ static void *loop_main(void *arg)
      * and guests that count ticks against the TSC give up. It does little, so
      * it may go first; where that is not permitted nothing is lost. */
     (void)setpriority(PRIO_PROCESS, (id_t)gettid(), -10);
+    hvx_confine_thread();
     hvx_loop_run(vm->loop);
     return NULL;
 }
@@ -317,6 +319,8 @@ int hvx_vm_start(struct hvx_vm *vm, struct hvx_error *err)
     vm->loop_running = true;
     reset_paused(vm);
     r = hvx_vm_vcpus_start(vm, err);
+    if (r == 0 && vm->params.before_guest)
+        r = vm->params.before_guest(vm->params.opaque, err);
     if (r < 0)
         return r;
     vm->started = true;

@@ -57,6 +57,8 @@ struct hvx_vm_params {
     uint64_t tsc_hz;       /* 0: measure the host's */
     /* Any thread, possibly with the VM lock held: must only post. */
     void (*on_event)(void *opaque, enum hvx_vm_event e, int code, const char *text);
+    /* All threads are there, no guest instruction has run: the time to give up privileges. May be NULL. */
+    int (*before_guest)(void *opaque, struct hvx_error *err);
     void *opaque;
 };
 
@@ -97,8 +99,8 @@ HVX_WUR int hvx_vm_save_devices(struct hvx_vm *vm, FILE *f, struct hvx_error *er
 HVX_WUR int hvx_vm_restore_devices(struct hvx_vm *vm, FILE *f, struct hvx_error *err);
 
 void hvx_vm_stats(struct hvx_vm *vm, hvx_stat_fn fn, void *opaque);
-/* The picture that the guest shows now, as a PNG file. */
-HVX_WUR int hvx_vm_screendump(struct hvx_vm *vm, const char *path, struct hvx_error *err);
+/* The picture that the guest shows now, as a PNG file written to fd. */
+HVX_WUR int hvx_vm_screendump(struct hvx_vm *vm, int fd, struct hvx_error *err);
 /* "ctrl-alt-delete", "a", "ret": presses, then releases in reverse order. */
 HVX_WUR int hvx_vm_sendkey(struct hvx_vm *vm, const char *keys, struct hvx_error *err);
 

@@ -290,6 +290,11 @@ const void *hvxtest_vcpu_regs(struct hvx_vm *vm, unsigned index, size_t *size)
     return vm->regs[index];
 }
 
+static bool host_is_confined(void)
+{
+    return false;
+}
+
 static void host_power_button_set(struct hvx_vm *vm, void (*cb)(void *opaque), void *opaque)
 {
     vm->power_cb = cb;
@@ -327,6 +332,7 @@ static void table_fill(void)
         .msi_send = test_msi_send,
         .vcpu_set_regs = host_vcpu_set_regs,
         .power_button_set = host_power_button_set,
+        .is_confined = host_is_confined,
     };
     test_host_mem(&table);
     test_host_pci(&table);

@@ -312,6 +312,12 @@ struct hvx_host {
      * (`hvx stop`): the machine raises its ACPI power-button event. NULL
      * removes it. One per VM; the last call wins. */
     void (*power_button_set)(struct hvx_vm *vm, void (*cb)(void *opaque), void *opaque);
+
+    /* --- confinement: any thread --- */
+    /* Has this process given up files, sockets, processes and privileges? An
+     * engine that lets guest code nearer to the host than its own checks reach
+     * wants to know before the first instruction. Set before vcpu_run. */
+    bool (*is_confined)(void);
 };
 
 HVX_EXTERN_C_END
