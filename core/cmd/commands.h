@@ -23,6 +23,9 @@ int hvx_cmd_stop(int argc, char **argv);
 int hvx_cmd_kill(int argc, char **argv);
 int hvx_cmd_stat(int argc, char **argv);
 int hvx_cmd_screendump(int argc, char **argv);
+int hvx_cmd_attach(int argc, char **argv);
+int hvx_cmd_detach(int argc, char **argv);
+int hvx_cmd_balloon(int argc, char **argv);
 int hvx_cmd_plugin(int argc, char **argv);
 int hvx_image_main(int argc, char **argv);
 #endif

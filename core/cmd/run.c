@@ -26,6 +26,7 @@
 struct run {
     struct hvx_run_options options;
     struct hvx_loop *loop;
+    struct hvx_registry *registry;
     struct hvx_machine *machine;
     struct hvx_vm *vm;
     struct hvx_control *control;
@@ -243,6 +244,59 @@ static int screendump(struct run *r, struct hvx_error *err)
     return e;
 }
 
+/* The client opened the files: this process may not be able to. */
+static int attach(struct run *r, json_t *request, json_t *answer, struct hvx_error *err)
+{
+    struct hvx_blk_fd fds[HVX_CONTROL_MAX_FDS];
+    struct hvx_attach_request q = {.fds = fds};
+    char id[24], name[48];
+    json_t *files = json_object_get(request, "files");
+    int e;
+
+    q.disk = json_string_value(json_object_get(request, "disk"));
+    q.net = json_string_value(json_object_get(request, "net"));
+    if (!q.disk == !q.net)
+        return hvx_fail(err, -EINVAL, "the request names neither \"disk\" nor \"net\", or both");
+    for (size_t i = 0; i < json_array_size(files) && q.n_fds < HVX_CONTROL_MAX_FDS; i++) {
+        const char *file = json_string_value(json_object_get(json_array_get(files, i), "name"));
+        const char *format = json_string_value(json_object_get(json_array_get(files, i), "format"));
+        struct hvx_blk_fd *f = &fds[q.n_fds];
+        f->fd = hvx_control_take_fd(r->control, (unsigned)i);
+        if (f->fd < 0)
+            break;
+        snprintf(f->name, sizeof(f->name), "%s", file ? file : "?");
+        snprintf(f->format, sizeof(f->format), "%s", format ? format : "");
+        q.n_fds++;
+    }
+    e = hvx_machine_attach(r->vm, r->registry, &q, id, name, err);
+    if (e == 0) {
+        json_object_set_new(answer, "id", json_string(id));
+        json_object_set_new(answer, "device", json_string(name));
+        say(r, "attached %s as %s", id, name);
+    }
+    return e;
+}
+
+static int balloon(struct run *r, json_t *request, json_t *answer, struct hvx_error *err)
+{
+    json_t *size = json_object_get(request, "size");
+    struct hvx_vm_balloon_info i;
+    int e = json_is_integer(size) ? hvx_vm_balloon_target(r->vm, (uint64_t)json_integer_value(size), err) : 0;
+
+    if (e < 0)
+        return e;
+    if (!hvx_vm_balloon_info(r->vm, &i))
+        return hvx_fail(err, -ENOTSUP, "the VM has no balloon; it was started with --no-defaults, or no enabled plugin "
+                                       "offers one");
+    json_object_set_new(answer, "memory", json_integer((json_int_t)i.ram));
+    json_object_set_new(answer, "target", json_integer((json_int_t)i.target));
+    json_object_set_new(answer, "actual", json_integer((json_int_t)i.actual));
+    json_object_set_new(answer, "resident", json_integer((json_int_t)i.resident));
+    json_object_set_new(answer, "given_back", json_integer((json_int_t)i.discarded));
+    json_object_set_new(answer, "driver", json_boolean(i.ready));
+    return 0;
+}
+
 static int on_command(void *opaque, const char *command, json_t *request, json_t *answer, struct hvx_error *err)
 {
     struct run *r = opaque;
@@ -273,6 +327,16 @@ static int on_command(void *opaque, const char *command, json_t *request, json_t
         if (r->user_paused)
             hvx_vm_resume(r->vm);
         r->user_paused = false;
+    } else if (!strcmp(command, "attach")) {
+        return attach(r, request, answer, err);
+    } else if (!strcmp(command, "detach")) {
+        return (s = string_of(request, "id", err)) ? hvx_vm_detach(r->vm, s, err) : -EINVAL;
+    } else if (!strcmp(command, "attached")) {
+        if (!(s = string_of(request, "id", err)))
+            return -EINVAL;
+        json_object_set_new(answer, "there", json_boolean(hvx_vm_attached(r->vm, s)));
+    } else if (!strcmp(command, "balloon")) {
+        return balloon(r, request, answer, err);
     } else if (!strcmp(command, "state-round-trip")) {
         return round_trip(r, answer, err);
     } else if (!strcmp(command, "screendump")) {
@@ -391,6 +455,7 @@ int hvx_cmd_run(int argc, char **argv)
     e = hvx_conf_load(r->options.config, &conf, &err);
     if (e == 0)
         e = hvx_registry_new(conf, hvx_host_table(), &reg, &err);
+    r->registry = reg;
     if (e == 0)
         e = hvx_loop_new(&r->loop, &err);
     if (e == 0)

@@ -13,6 +13,13 @@
 #include "core/vm/loop.h"
 #include <hvx/host.h>
 
+/* A file of a disk's chain that somebody else opened. */
+struct hvx_blk_fd {
+    int fd;
+    char name[1024]; /* for messages */
+    char format[16];
+};
+
 struct hvx_blk_open {
     const char *path;
     const char *format; /* "raw", "qcow2" */
@@ -23,7 +30,12 @@ struct hvx_blk_open {
     bool no_lock;     /* skip the advisory lock that keeps two VMs off one image */
     const char *aio;  /* "io_uring", "threads", NULL: the best that works */
     const char *cache; /* "writeback" (default), "none" (O_DIRECT), "unsafe" (ignore flush) */
+    struct hvx_blk_fd *fds; /* the whole chain, top first, instead of path; taken (set to -1) */
+    unsigned n_fds;
 };
+/* For a process that cannot open files (a confined VM): open, check and lock
+ * the chain of images that `params` names. Returns how many, or -errno. */
+int hvx_blk_open_chain(const struct hvx_blk_open *params, struct hvx_blk_fd *out, unsigned max, struct hvx_error *err);
 HVX_WUR int hvx_blk_open(struct hvx_loop *loop, const struct hvx_blk_open *params, struct hvx_blk **out,
                          struct hvx_error *err);
 /* Waits for requests in flight, flushes, closes. */

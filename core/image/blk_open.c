@@ -57,8 +57,39 @@ static int start_ring(struct hvx_blk *b, const char *aio, const char *path, stru
     return 0;
 }
 
+/* From descriptors: what stands in the images about their backing does not count. */
+static int open_passed(const struct hvx_blk_open *p, struct hvx_image **out, struct hvx_error *err)
+{
+    bool direct = p->cache && !strcmp(p->cache, "none"), unsafe = p->cache && !strcmp(p->cache, "unsafe");
+    bool write = !p->read_only && !p->cdrom;
+    struct hvx_image *top = NULL, **below = &top;
+    int r = 0;
+    for (unsigned i = 0; i < p->n_fds && !r; i++) {
+        struct hvx_blk_fd *f = &p->fds[i];
+        struct hvx_file *file;
+        int fd = f->fd;
+        bool temporary = i == 0 && p->snapshot && write;
+        f->fd = -1;
+        r = hvx_file_from_fd(fd, f->name,
+                             (direct && !temporary ? HVX_FILE_DIRECT : 0) | (i == 0 && write ? HVX_FILE_WRITE : 0) |
+                                 (unsafe || temporary ? HVX_FILE_NO_SYNC : 0),
+                             &file, err);
+        if (!r)
+            r = hvx_image_open_file(file, f->format, 0, below, err);
+        if (!r)
+            below = &(*below)->backing;
+    }
+    if (r)
+        hvx_image_close(top);
+    else
+        *out = top;
+    return r;
+}
+
 static int open_image(const struct hvx_blk_open *p, struct hvx_image **out, struct hvx_error *err)
 {
+    if (p->n_fds)
+        return open_passed(p, out, err);
     bool direct = p->cache && !strcmp(p->cache, "none"), unsafe = p->cache && !strcmp(p->cache, "unsafe");
     if (p->cache && !direct && !unsafe && strcmp(p->cache, "writeback"))
         return hvx_fail(err, -EINVAL, "disk %s: cache=%s is unknown; use writeback, none or unsafe", p->path, p->cache);

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Files of core/image, included by core/Makefile.am; paths are relative to core/.
-core_image_sources = image/blk.h image/front.h image/blk.c image/blk_open.c \
+core_image_sources = image/blk.h image/front.h image/blk.c image/blk_open.c image/blk_chain.c \
     image/workers.h image/workers.c image/image.h image/image.c image/raw.c \
     image/sg.h image/file.h image/file_posix.c image/file_lock.c image/file_mem.c image/bufpool.c \
     image/qcow2.h image/qcow2_open.c image/qcow2_create.c image/qcow2_cache.c image/qcow2_meta.c \

@@ -423,6 +423,10 @@ static const struct hvx_host host_table = {
     .vcpu_set_regs = vcpu_set_regs,
     .power_button_set = power_button_set,
     .is_confined = hvx_confined,
+    .mem_discard = hvx_vm_mem_discard,
+    .balloon_set = hvx_vm_balloon_set,
+    .hotplug_set = hvx_vm_hotplug_set,
+    .pci_eject = hvx_vm_pci_eject,
 };
 
 const struct hvx_host *hvx_host_table(void)

@@ -16,11 +16,16 @@
 #define HVX_MAX_GUEST_EVENTS 128u
 #define HVX_MAX_DISPLAYS 4u
 #define HVX_MAX_INPUTS 8u
+#define HVX_BACKEND_LIST 256u
 
 struct hvx_instance {
     const struct hvx_device_type *type;
     void *dev;
     char name[48]; /* type name and number: "virtio-blk.1" */
+    char backend[HVX_BACKEND_LIST]; /* the disks or the network behind it: "disk0", "disk0:disk1"; "" none */
+    int slot;                       /* PCI slot; -1: none, or not of its own */
+    struct hvx_config *config;      /* owned, of what was attached later; else NULL */
+    bool ejecting;                  /* the guest let go of it */
 };
 
 struct hvx_vcpu_thread {
@@ -97,11 +102,28 @@ struct hvx_vm {
     unsigned n_displays, n_inputs;
     void (*power_button)(void *opaque);
     void *power_button_opaque;
+    const struct hvx_balloon_ops *balloon;
+    void *balloon_opaque;
+    uint64_t balloon_target; /* 0: never set */
+    _Atomic(uint64_t) discarded_bytes;
+    const struct hvx_hotplug_ops *hotplug;
+    void *hotplug_opaque;
+    struct hvx_timer *eject_timer; /* waits for requests in flight */
 
     pthread_mutex_t event_mutex;
     struct hvx_guest_event guest_event[HVX_MAX_GUEST_EVENTS];
     unsigned n_guest_events;
 };
+
+/* balloon.c: see hvx/host.h */
+int hvx_vm_mem_discard(struct hvx_vm *vm, uint64_t gpa, uint64_t n);
+void hvx_vm_balloon_set(struct hvx_vm *vm, const struct hvx_balloon_ops *ops, void *opaque);
+uint64_t hvx_vm_resident(struct hvx_vm *vm);
+void hvx_vm_balloon_stats(struct hvx_vm *vm, hvx_stat_fn fn, void *opaque);
+
+/* hotplug.c: see hvx/host.h */
+void hvx_vm_hotplug_set(struct hvx_vm *vm, const struct hvx_hotplug_ops *ops, void *opaque);
+bool hvx_vm_pci_eject(struct hvx_vm *vm, unsigned slot);
 
 /* log.c */
 HVX_PRINTF(3, 4) void hvx_log(int level, const char *who, const char *fmt, ...);
@@ -128,6 +150,8 @@ void hvx_vm_vcpus_reset(struct hvx_vm *vm);
 void hvx_vm_block_signals(void);
 
 /* vm.c */
+HVX_WUR int hvx_vm_add_device_locked(struct hvx_vm *vm, const struct hvx_device_type *type, void *plugin_ctx,
+                                     const struct hvx_config *config, const char *backend, struct hvx_error *err);
 void *hvx_vm_backend(const struct hvx_backend *list, unsigned n, const char *id);
 void hvx_vm_post_event(struct hvx_vm *vm, enum hvx_vm_event e, int code, const char *text);
 void hvx_vm_free_region_later(struct hvx_vm *vm, struct hvx_region *r);

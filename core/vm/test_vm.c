@@ -129,8 +129,8 @@ static struct fixture *fixture(unsigned n_vcpus, int (*guest)(struct hvx_vm *, u
     f->n.opaque = f;
     f->vm = null_vm(&f->n, n_vcpus, 32 << 20, on_event, f);
     f->h = hvx_host_table();
-    assert_int_equal(hvx_vm_add_device(f->vm, &board_type, NULL, NULL, &err), 0);
-    assert_int_equal(hvx_vm_add_device(f->vm, &toy_type, &f->toy, NULL, &err), 0);
+    assert_int_equal(hvx_vm_add_device(f->vm, &board_type, NULL, NULL, NULL, &err), 0);
+    assert_int_equal(hvx_vm_add_device(f->vm, &toy_type, &f->toy, NULL, NULL, &err), 0);
     return f;
 }
 

@@ -309,6 +309,43 @@ void hvxtest_power_button(struct hvx_vm *vm)
     test_unlock(vm);
 }
 
+static void host_balloon_set(struct hvx_vm *vm, const struct hvx_balloon_ops *ops, void *opaque)
+{
+    vm->balloon = ops;
+    vm->balloon_opaque = opaque;
+}
+
+const struct hvx_balloon_ops *hvxtest_balloon(struct hvx_vm *vm, void **opaque)
+{
+    *opaque = vm->balloon_opaque;
+    return vm->balloon;
+}
+
+static void host_hotplug_set(struct hvx_vm *vm, const struct hvx_hotplug_ops *ops, void *opaque)
+{
+    vm->hotplug = ops;
+    vm->hotplug_opaque = opaque;
+}
+
+const struct hvx_hotplug_ops *hvxtest_hotplug(struct hvx_vm *vm, void **opaque)
+{
+    *opaque = vm->hotplug_opaque;
+    return vm->hotplug;
+}
+
+static bool host_pci_eject(struct hvx_vm *vm, unsigned slot)
+{
+    vm->ejected |= 1u << slot;
+    return true;
+}
+
+uint32_t hvxtest_ejected(struct hvx_vm *vm)
+{
+    uint32_t slots = vm->ejected;
+    vm->ejected = 0;
+    return slots;
+}
+
 static struct hvx_host table;
 static pthread_once_t table_once = PTHREAD_ONCE_INIT;
 
@@ -333,6 +370,9 @@ static void table_fill(void)
         .vcpu_set_regs = host_vcpu_set_regs,
         .power_button_set = host_power_button_set,
         .is_confined = host_is_confined,
+        .balloon_set = host_balloon_set,
+        .hotplug_set = host_hotplug_set,
+        .pci_eject = host_pci_eject,
     };
     test_host_mem(&table);
     test_host_pci(&table);

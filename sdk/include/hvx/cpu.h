@@ -90,9 +90,6 @@ struct hvx_engine_config {
     uint64_t tsc_hz; /* 0: the host's */
 };
 
-/* One figure of `hvx stat`: group such as "vcpu0", name such as "blocks". */
-typedef void (*hvx_stat_fn)(void *opaque, const char *group, const char *name, uint64_t value, const char *unit);
-
 /* One CPU model: why says what keeps it from running here, NULL when it can.
  * name NULL: what is a line of names that may follow a model as +NAME, -NAME. */
 typedef void (*hvx_cpu_model_fn)(void *opaque, const char *name, const char *what, const char *why);
