@@ -25,6 +25,7 @@ static const struct command commands[] = {
     {"attach", hvx_cmd_attach, "add a disk or a network card to a running virtual machine"},
     {"detach", hvx_cmd_detach, "take a disk or a network card away again"},
     {"balloon", hvx_cmd_balloon, "take memory from a guest, or give it back"},
+    {"save", hvx_cmd_save, "save a running virtual machine to a file"},
     {"screendump", hvx_cmd_screendump, "save what the guest's screen shows as PNG"},
     {"image", hvx_image_main, "create, inspect, check and convert disk images"},
     {"plugin", hvx_cmd_plugin, "list plugins, show one with its options"},

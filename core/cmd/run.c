@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include "core/cmd/commands.h"
 #include "core/cmd/run.h"
+#include "core/cmd/run_save.h"
 #include "core/plugin/registry.h"
 #include "core/vm/confine.h"
 #include "core/vm/control.h"
@@ -34,12 +35,15 @@ struct run {
     uint64_t started_ns, n_resets;
     int status;
     bool ending, user_paused;
+    struct hvx_run_save save;
+    struct hvx_restore *restore; /* until the VM has started */
     /* Events wait here, one of a kind: a guest that writes to its reset port
      * in a loop asks for one reset. */
     pthread_mutex_t mutex;
     bool pending[N_EVENTS], posted;
     int code[N_EVENTS];
     char text[N_EVENTS][200];
+    char command[HVX_SAVED_TEXT];
 };
 
 static void end(struct run *r, int status)
@@ -106,6 +110,8 @@ static void handle_events(void *opaque)
 {
     struct run *r = opaque;
 
+    if (hvx_run_save_busy(&r->save))
+        return; /* resumed() posts this again */
     for (int e = 1; e < N_EVENTS && !r->ending; e++) {
         char text[sizeof(r->text[0])];
         bool pending;
@@ -194,7 +200,9 @@ static void describe(struct run *r, json_t *answer)
     json_object_set_new(answer, "engine", json_string(hvx_vm_engine_name(r->vm)));
     json_object_set_new(answer, "cpus", json_integer(p->n_vcpus));
     json_object_set_new(answer, "memory", json_integer((json_int_t)p->ram_bytes));
-    json_object_set_new(answer, "state", json_string(r->user_paused ? "paused" : "running"));
+    json_object_set_new(answer, "state", json_string(hvx_run_save_busy(&r->save) ? "saving"
+                                                     : r->user_paused            ? "paused"
+                                                                                 : "running"));
     json_object_set_new(answer, "uptime_s", json_integer((json_int_t)((hvx_clock_ns() - r->started_ns) / 1000000000u)));
     json_object_set_new(answer, "resets", json_integer((json_int_t)r->n_resets));
 }
@@ -297,11 +305,64 @@ static int balloon(struct run *r, json_t *request, json_t *answer, struct hvx_er
     return 0;
 }
 
+/* --- saving ------------------------------------------------------------------------ */
+
+static bool guest_waits(struct run *r)
+{
+    bool any = false;
+
+    pthread_mutex_lock(&r->mutex);
+    for (unsigned e = 1; e < N_EVENTS; e++)
+        any |= r->pending[e];
+    pthread_mutex_unlock(&r->mutex);
+    return any;
+}
+
+static int save(struct run *r, struct hvx_error *err)
+{
+    int e = hvx_run_save_begin(&r->save, r->control, err);
+
+    if (e == 0 && guest_waits(r)) {
+        /* That the guest asked is nowhere in its state. */
+        hvx_run_save_abort(&r->save, true);
+        return hvx_fail(err, -EAGAIN, "the guest has just asked for a reset or its end; try again");
+    }
+    return e;
+}
+
+static void save_resumed(void *opaque)
+{
+    struct run *r = opaque;
+
+    /* What came up before the pause was put off. */
+    if (hvx_loop_post(r->loop, handle_events, r) < 0)
+        hvx_log(HVX_LOG_ERROR, r->options.name, "out of memory: a request of the guest may be lost");
+}
+
+static void end_saved(void *opaque)
+{
+    struct run *r = opaque;
+
+    say(r, "saved; the VM ends");
+    end(r, HVX_STATUS_SAVED);
+}
+
+static int save_end(struct run *r, json_t *request, struct hvx_error *err)
+{
+    int e = hvx_run_save_commit(&r->save, request, err);
+
+    if (e == 1 && hvx_loop_post(r->loop, end_saved, r) < 0)
+        return hvx_fail(err, -ENOMEM, "out of memory");
+    return e < 0 ? e : 0;
+}
+
 static int on_command(void *opaque, const char *command, json_t *request, json_t *answer, struct hvx_error *err)
 {
     struct run *r = opaque;
     const char *s;
 
+    if (hvx_run_save_busy(&r->save) && strcmp(command, "info") && strcmp(command, "kill") && strcmp(command, "save-end"))
+        return hvx_fail(err, -EBUSY, "the VM is being saved; wait for that, or end `hvx save`");
     if (!strcmp(command, "info")) {
         describe(r, answer);
     } else if (!strcmp(command, "stat")) {
@@ -337,6 +398,10 @@ static int on_command(void *opaque, const char *command, json_t *request, json_t
         json_object_set_new(answer, "there", json_boolean(hvx_vm_attached(r->vm, s)));
     } else if (!strcmp(command, "balloon")) {
         return balloon(r, request, answer, err);
+    } else if (!strcmp(command, "save")) {
+        return save(r, err);
+    } else if (!strcmp(command, "save-end")) {
+        return save_end(r, request, err);
     } else if (!strcmp(command, "state-round-trip")) {
         return round_trip(r, answer, err);
     } else if (!strcmp(command, "screendump")) {
@@ -403,6 +468,31 @@ static int confine(void *opaque, struct hvx_error *err)
     return e;
 }
 
+static void show_restoring(void *opaque, uint64_t done, uint64_t total)
+{
+    struct run *r = opaque;
+    static uint64_t shown_ns;
+    uint64_t now = hvx_clock_ns();
+
+    if (r->options.quiet || !total || !isatty(2) || (now - shown_ns < 200000000u && done < total))
+        return;
+    shown_ns = now;
+    fprintf(stderr, done < total ? "\rhvx: reading %s: %3u %%" : "\r\033[K", r->options.restore,
+            (unsigned)(done * 100 / total));
+}
+
+static int open_restore(struct run *r, struct hvx_error *err)
+{
+    const struct hvx_saved_vm *v;
+    int e = hvx_restore_open(r->options.restore, show_restoring, r, &r->restore, err);
+
+    if (e < 0)
+        return e;
+    v = hvx_restore_info(r->restore);
+    r->options.machine.vm.uuid = v->uuid;
+    return 0;
+}
+
 static int start(struct run *r, struct hvx_registry *reg, struct hvx_error *err)
 {
     char why[400];
@@ -418,13 +508,33 @@ static int start(struct run *r, struct hvx_registry *reg, struct hvx_error *err)
     r->options.machine.vm.opaque = r;
     r->options.machine.on_escape = on_escape;
     r->options.machine.escape_opaque = r;
+    if (r->options.restore && (e = open_restore(r, err)) < 0)
+        return e;
     e = hvx_machine_new(reg, &r->options.machine, &r->machine, why, sizeof(why), err);
     if (e < 0)
         return e;
     r->vm = hvx_machine_vm(r->machine);
     say(r, "%s", why);
     r->started_ns = hvx_clock_ns();
-    return hvx_vm_start(r->vm, err);
+    r->save = (struct hvx_run_save){.vm = r->vm, .loop = r->loop, .name = r->options.name, .command = r->command,
+                                    .resumed = save_resumed, .opaque = r};
+    if (r->restore)
+        hvx_vm_restore_from(r->vm, r->restore);
+    e = hvx_vm_start(r->vm, err);
+    hvx_restore_close(r->restore);
+    r->restore = NULL;
+    return e;
+}
+
+/* As it was typed, for whoever wants to restore the VM. */
+static void keep_command(struct run *r, int argc, char **argv)
+{
+    size_t n = (size_t)snprintf(r->command, sizeof(r->command), "hvx");
+
+    for (int i = 0; i < argc && n < sizeof(r->command); i++) {
+        bool plain = argv[i][0] && !argv[i][strcspn(argv[i], " \t\n\"'\\$`&|;<>()*?[]#~!")];
+        n += (size_t)snprintf(r->command + n, sizeof(r->command) - n, plain ? " %s" : " '%s'", argv[i]);
+    }
 }
 
 int hvx_cmd_run(int argc, char **argv)
@@ -443,6 +553,7 @@ int hvx_cmd_run(int argc, char **argv)
         return e - HVX_RUN_EXIT;
     }
     r->options.machine.vm.name = r->options.name;
+    keep_command(r, argc, argv);
     pthread_mutex_init(&r->mutex, NULL);
     hvx_log_set_level(r->options.log_level);
     if (r->options.no_confinement)
@@ -462,12 +573,14 @@ int hvx_cmd_run(int argc, char **argv)
         e = start(r, reg, &err);
     if (e == 0) {
         hvx_loop_run(r->loop);
+        hvx_run_save_abort(&r->save, false);
         hvx_control_destroy(r->control);
         r->control = NULL;
     } else {
         r->status = HVX_STATUS_FAILED;
     }
     hvx_control_destroy(r->control);
+    hvx_restore_close(r->restore);
     hvx_machine_destroy(r->machine);
     if (e < 0)
         hvx_log(HVX_LOG_ERROR, "run", "%s", err.text);

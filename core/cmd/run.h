@@ -10,7 +10,7 @@
 
 struct hvx_run_options {
     struct hvx_machine_options machine;
-    const char *config;
+    const char *config, *restore;
     char name[64];
     bool name_given, no_reboot, quiet, no_control, no_confinement;
     bool cpu_help; /* --cpu help */

@@ -44,6 +44,22 @@ void hvx_blk_submit(struct hvx_blk *b, struct hvx_blk_req *req); /* completion a
 void hvx_blk_get_info(struct hvx_blk *b, struct hvx_blk_info *out);
 /* Block until nothing is in flight and all is on stable storage (for save). */
 int hvx_blk_drain(struct hvx_blk *b);
+
+/* By what a disk is recognised when a saved VM comes back to it: its files,
+ * the image itself first, then what it is based on. Call after a drain. */
+#define HVX_BLK_MARK_FILES 33u
+struct hvx_blk_mark_file {
+    uint64_t bytes, changed_ns; /* ns since 1970; 0: unknown, a device */
+};
+struct hvx_blk_mark {
+    uint64_t bytes; /* of the disk */
+    uint32_t n_files;
+    bool lost_writes; /* snapshot=on, and there is something that will be forgotten */
+    char path[1024];
+    struct hvx_blk_mark_file file[HVX_BLK_MARK_FILES];
+};
+HVX_WUR int hvx_blk_get_mark(struct hvx_blk *b, struct hvx_blk_mark *out);
+
 void hvx_blk_stats(struct hvx_blk *b, void (*fn)(void *o, const char *name, uint64_t v, const char *unit), void *o);
 /* hvx image create|info|check|convert use these */
 int hvx_image_main(int argc, char **argv);

@@ -192,6 +192,7 @@ int hvx_blk_open(struct hvx_loop *loop, const struct hvx_blk_open *params, struc
     b->done_tail = &b->done;
     b->unsafe = params->cache && !strcmp(params->cache, "unsafe");
     pthread_mutex_init(&b->done_lock, NULL);
+    b->temporary = params->snapshot && !params->read_only && !params->cdrom;
     int r = open_image(params, &b->img, err);
     if (!r) {
         set_info(b, params);

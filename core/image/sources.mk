@@ -6,6 +6,7 @@ core_image_sources = image/blk.h image/front.h image/blk.c image/blk_open.c imag
     image/qcow2.h image/qcow2_open.c image/qcow2_create.c image/qcow2_cache.c image/qcow2_meta.c \
     image/qcow2_refcount.c image/qcow2_map.c image/qcow2_read.c image/qcow2_write.c image/qcow2_zero.c \
     image/qcow2_check.c image/cmd.h image/cmd_image.c image/cmd_convert.c
+core_image_sources += image/mark.c
 
 check_PROGRAMS += image/test_qcow2 image/test_blk
 image_test_qcow2_SOURCES = image/test_qcow2.c image/test_util.h

@@ -21,6 +21,9 @@ struct client {
     size_t in_n, out_n, out_pos;
     int fds[HVX_CONTROL_MAX_FDS]; /* -1: taken */
     unsigned n_fds;
+    bool later;                 /* its request is under way: hvx_control_later() */
+    void (*gone)(void *opaque); /* NULL: nobody wants to know */
+    void *gone_opaque;
 };
 
 struct hvx_control {
@@ -65,6 +68,12 @@ static void client_close(struct client *c)
     c->in = c->out = NULL;
     c->in_n = c->out_n = c->out_pos = 0;
     c->fd = -1;
+    c->later = false;
+    if (c->gone) {
+        void (*gone)(void *) = c->gone;
+        c->gone = NULL;
+        gone(c->gone_opaque);
+    }
 }
 
 /* false: the client is gone. */
@@ -91,6 +100,17 @@ static bool client_flush(struct client *c)
     return true;
 }
 
+static char *final_text(json_t *answer, int r, const struct hvx_error *err)
+{
+    if (r < 0) {
+        json_object_clear(answer);
+        json_object_set_new(answer, "error", json_string(err->text));
+    }
+    json_object_set_new(answer, "ok", json_boolean(r >= 0));
+    return json_dumps(answer, JSON_COMPACT);
+}
+
+/* NULL: no memory, or the answer comes later. */
 static char *answer_text(struct hvx_control *control, const char *line, size_t n)
 {
     json_error_t je;
@@ -104,40 +124,54 @@ static char *answer_text(struct hvx_control *control, const char *line, size_t n
         r = hvx_fail(&err, -EINVAL, "the request is no JSON object with a \"command\"");
     else
         r = control->handler(control->opaque, command, request, answer, &err);
-    if (r < 0) {
-        json_object_clear(answer);
-        json_object_set_new(answer, "error", json_string(err.text));
-    }
-    json_object_set_new(answer, "ok", json_boolean(r >= 0));
-    text = json_dumps(answer, JSON_COMPACT);
-    json_decref(answer);
     json_decref(request);
+    if (r >= 0 && control->asking->later) {
+        json_decref(answer);
+        return NULL;
+    }
+    control->asking->later = false;
+    text = final_text(answer, r, &err);
+    json_decref(answer);
     return text;
+}
+
+/* Put a line behind what waits to be sent. False: the client is gone. */
+static bool client_say(struct client *c, const char *text)
+{
+    size_t n = strlen(text);
+    char *out = c->out_n + n < HVX_CONTROL_MAX_ANSWER ? realloc(c->out, c->out_n + n + 1) : NULL;
+
+    if (!out) {
+        client_close(c);
+        return false;
+    }
+    memcpy(out + c->out_n, text, n);
+    out[c->out_n + n] = '\n';
+    c->out = out;
+    c->out_n += n + 1;
+    return client_flush(c);
 }
 
 static bool client_answer(struct client *c, size_t line)
 {
     char *text;
-    size_t n;
+    bool there;
 
     c->control->asking = c;
     text = answer_text(c->control, c->in, line);
     c->control->asking = NULL;
     close_fds(c);
-    n = text ? strlen(text) : 0;
-
     memmove(c->in, c->in + line + 1, c->in_n - line - 1);
     c->in_n -= line + 1;
-    if (!text || n >= HVX_CONTROL_MAX_ANSWER) {
-        free(text);
+    if (!text && c->later)
+        return true;
+    if (!text) {
         client_close(c);
         return false;
     }
-    text[n] = '\n'; /* over the terminator: the length is kept beside it */
-    c->out = text;
-    c->out_n = n + 1;
-    c->out_pos = 0;
-    return client_flush(c);
+    there = client_say(c, text);
+    free(text);
+    return there;
 }
 
 /* read(), with descriptors that come along. */
@@ -186,12 +220,56 @@ static void client_ready(void *opaque, int fd, bool readable, bool writable)
         }
         c->in_n += (size_t)n;
     }
-    while (!c->out && (end = memchr(c->in, '\n', c->in_n)))
+    while (!c->out && !c->later && (end = memchr(c->in, '\n', c->in_n)))
         if (!client_answer(c, (size_t)(end - c->in)))
             return;
-    if (!c->out && c->in_n == HVX_CONTROL_MAX_REQUEST)
+    if (!c->out && !c->later && c->in_n == HVX_CONTROL_MAX_REQUEST)
         client_close(c); /* no line may be that long */
 }
+
+/* --- answers that take their time ---------------------------------------------------- */
+
+struct hvx_control_client *hvx_control_later(struct hvx_control *c, void (*gone)(void *opaque), void *opaque)
+{
+    struct client *client = c->asking;
+
+    client->later = true;
+    client->gone = gone;
+    client->gone_opaque = opaque;
+    return (struct hvx_control_client *)client;
+}
+
+void hvx_control_progress(struct hvx_control_client *later, json_t *line)
+{
+    struct client *c = (struct client *)later;
+    char *text = c->out ? NULL : json_dumps(line, JSON_COMPACT); /* who does not read misses some */
+
+    json_decref(line);
+    if (text)
+        client_say(c, text);
+    free(text);
+}
+
+void hvx_control_answer(struct hvx_control_client *later, json_t *answer, int r, const struct hvx_error *err)
+{
+    struct client *c = (struct client *)later;
+    char *text = final_text(answer, r, err);
+
+    json_decref(answer);
+    c->later = false;
+    if (text)
+        client_say(c, text);
+    else
+        client_close(c);
+    free(text);
+}
+
+void hvx_control_forget(struct hvx_control_client *later)
+{
+    ((struct client *)later)->gone = NULL;
+}
+
+/* --- clients ----------------------------------------------------------------------------- */
 
 static void client_came(void *opaque, int fd, bool readable, bool writable)
 {

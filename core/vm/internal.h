@@ -92,6 +92,7 @@ struct hvx_vm {
     _Atomic(unsigned) pause_count;
     bool quit; /* run_mutex */
     bool started;
+    struct hvx_restore *restore; /* borrowed: the state to start in; NULL: power-on */
 
     struct hvx_instance instance[HVX_VM_MAX_DEVICES];
     unsigned n_instances;
@@ -130,10 +131,22 @@ HVX_PRINTF(3, 4) void hvx_log(int level, const char *who, const char *fmt, ...);
 void hvx_log_set_level(int level);
 HVX_PRINTF(3, 4) void hvx_vm_guest_event(struct hvx_vm *vm, const char *what, const char *fmt, ...);
 uint64_t hvx_clock_ns(void);
+/* For the calling thread time stands still at ns, until called with 0: all
+ * that is saved or restored must be as of one moment. */
+void hvx_clock_freeze(uint64_t ns);
 
 /* state.c */
 /* Wait until no device has requests under way; with vCPUs paused, the loop running. */
 void hvx_vm_settle(struct hvx_vm *vm);
+/* All sections but RAM; VM lock held, vCPUs paused. */
+struct hvx_state_file;
+HVX_WUR int hvx_vm_state_sections(struct hvx_vm *vm, struct hvx_state_file *f, bool saving, struct hvx_error *err);
+/* The section "cpu". */
+HVX_WUR int hvx_vm_state_model(struct hvx_vm *vm, struct hvx_state_file *f, bool saving, struct hvx_error *err);
+
+/* restore.c */
+struct hvx_restore;
+HVX_WUR int hvx_restore_load(struct hvx_restore *r, struct hvx_vm *vm, struct hvx_error *err);
 
 /* irq.c */
 void hvx_vm_irq_set(struct hvx_vm *vm, unsigned gsi, bool level);

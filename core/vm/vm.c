@@ -126,6 +126,9 @@ int hvx_vm_new(const struct hvx_vm_params *p, struct hvx_vm **out, struct hvx_er
         memset(vm->uuid, 0x42, sizeof(vm->uuid));
     vm->uuid[6] = (vm->uuid[6] & 0x0f) | 0x40; /* RFC 4122, version 4 */
     vm->uuid[8] = (vm->uuid[8] & 0x3f) | 0x80;
+    if (p->uuid)
+        memcpy(vm->uuid, p->uuid, sizeof(vm->uuid));
+    vm->params.uuid = NULL;
     vm->pci.vm = vm;
     vm->pci.pio = &vm->pio;
     vm->pci.mem = &vm->mem;
@@ -349,6 +352,12 @@ int hvx_vm_start(struct hvx_vm *vm, struct hvx_error *err)
         return hvx_fail(err, -r, "cannot start the device thread: %s", strerror(r));
     vm->loop_running = true;
     reset_paused(vm);
+    if (vm->restore) {
+        r = hvx_restore_load(vm->restore, vm, err);
+        vm->restore = NULL;
+        if (r < 0)
+            return r;
+    }
     r = hvx_vm_vcpus_start(vm, err);
     if (r == 0 && vm->params.before_guest)
         r = vm->params.before_guest(vm->params.opaque, err);

@@ -56,6 +56,7 @@ struct hvx_vm_params {
     const char *kernel, *initrd, *append, *firmware, *boot_order;
     const char *cpu_model; /* NULL: the engine's default */
     uint64_t tsc_hz;       /* 0: measure the host's */
+    const uint8_t *uuid;   /* 16 bytes, copied; NULL: a new one */
     /* Any thread, possibly with the VM lock held: must only post. */
     void (*on_event)(void *opaque, enum hvx_vm_event e, int code, const char *text);
     /* All threads are there, no guest instruction has run: the time to give up privileges. May be NULL. */

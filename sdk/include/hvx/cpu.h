@@ -54,6 +54,12 @@ struct hvx_vcpu_regs {
     uint32_t xsave_size; /* bytes used in xsave[] */
     struct { uint32_t index, pad; uint64_t value; } msrs[HVX_MAX_MSRS];
     __attribute__((aligned(64))) uint8_t xsave[HVX_XSAVE_MAX]; /* standard (not compacted) format */
+    /* What has arrived and waits for the vCPU: an NMI, INIT, a start-up IPI
+     * (0x100 | vector), an interrupt of the 8259s announced by the I/O APIC;
+     * errors that the next write of the APIC's ESR will show. */
+    uint32_t pending_nmi, pending_init, pending_sipi, pending_extint, apic_errors;
+    uint32_t has_pdpte; /* PAE paging outside long mode: pdpte is what the processor has loaded */
+    uint64_t pdpte[4];
 };
 
 #define HVX_SLOT_READONLY 1u /* writes go to host->io_write */
@@ -129,6 +135,10 @@ struct hvx_cpu_ops {
     int (*dirty_fetch)(struct hvx_engine_vm *e, uint32_t slot, uint64_t *bitmap, size_t words);
     /* Optional, may be NULL: the CPU models that struct hvx_engine_config's cpu_model can name. */
     int (*cpu_models)(void *plugin_ctx, hvx_cpu_model_fn fn, void *opaque);
+    /* Optional, may be NULL: what kind of processor the guest has been shown.
+     * Saved and restored before everything else; restoring refuses, with the
+     * reason, what this host or the chosen model lacks. */
+    int (*model_state)(struct hvx_engine_vm *e, struct hvx_stream *s);
 };
 
 HVX_EXTERN_C_END
