@@ -49,6 +49,7 @@ struct bt_vm;
 struct bt_vcpu;
 struct bt_cache; /* code cache and block tables of one vCPU: cache.h */
 struct bt_op;    /* one decoded C op: op.h */
+struct bt_mmu;   /* what stands behind the software TLB: mmu.h */
 
 /* --- registers ------------------------------------------------------------ */
 enum { BT_RAX, BT_RCX, BT_RDX, BT_RBX, BT_RSP, BT_RBP, BT_RSI, BT_RDI, BT_R8, BT_R13 = 13, BT_R14, BT_R15 };
@@ -133,7 +134,7 @@ enum {
 #define BT_MODE_MPTS 0x40000u /* CR0.MP and CR0.TS: WAIT raises #NM */
 
 /* --- the software TLB: one table for supervisor, one for user accesses ------ */
-#define BT_TLB_BITS 10
+#define BT_TLB_BITS 12
 #define BT_TLB_SIZE (1u << BT_TLB_BITS)
 struct bt_tlb_entry {
     uint64_t tag_r; /* gva of the page when it can be read, else never matches */
@@ -234,6 +235,7 @@ struct bt_vcpu {
     const struct hvx_host *host;
     struct bt_cache *cache;
     struct trans *trans; /* translator, trans.h */
+    struct bt_mmu *mmu;
     struct bt_apic *apic; /* apic.c */
     struct bt_tlb_entry *tlb[2];  /* [0] supervisor, [1] user */
     uint32_t *jc[2];              /* jump caches, likewise */
@@ -347,8 +349,15 @@ static inline unsigned bt_acc(const struct bt_vcpu *c) { return c->cpl == 3 ? BT
 uint64_t bt_seg_lin(struct bt_vcpu *c, unsigned seg, uint64_t off, size_t n, bool write);
 
 void bt_tlb_flush_all(struct bt_vcpu *c);       /* global entries too */
-void bt_tlb_flush_nonglobal(struct bt_vcpu *c); /* CR3 load */
+void bt_tlb_flush_nonglobal(struct bt_vcpu *c); /* of the current address space: CR3 load */
 void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin);
+/* Process-context identifiers. The current one is c->cr3's; switch: CR3 has
+ * just been loaded, keep says that what is known of its PCID stays valid. The
+ * others: INVPCID. */
+void bt_tlb_switch(struct bt_vcpu *c, bool keep);
+void bt_tlb_flush_pcid(struct bt_vcpu *c, unsigned pcid);                 /* without global entries */
+void bt_tlb_invlpg_pcid(struct bt_vcpu *c, unsigned pcid, uint64_t lin);
+void bt_tlb_flush_pcids(struct bt_vcpu *c);                               /* all, without global entries */
 
 /* --- after changes of state ------------------------------------------------------------ */
 void bt_seg_update(struct bt_vcpu *c, unsigned seg); /* after c->seg[seg] changed: copies for translated code */

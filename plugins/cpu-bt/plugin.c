@@ -222,6 +222,7 @@ static void vcpu_destroy(struct hvx_vcpu *v)
         munmap(c->cache->map, BT_MAX_MAP * sizeof(struct bt_map_entry));
         munmap(c->cache->pages, c->cache->max_pages * sizeof(struct bt_codepage));
     }
+    bt_mmu_destroy(c);
     munmap(c->region, c->region_size);
 }
 
@@ -274,7 +275,7 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     k->map = reserve(BT_MAX_MAP * sizeof(struct bt_map_entry));
     k->pages = reserve(k->max_pages * sizeof(struct bt_codepage));
     c->trans = bt_trans_create(c);
-    if (!k->blocks || !k->exits || !k->map || !k->pages || !c->trans || bt_apic_create(c)) {
+    if (!k->blocks || !k->exits || !k->map || !k->pages || !c->trans || bt_mmu_create(c) || bt_apic_create(c)) {
         vm->vcpu[index] = c;
         vcpu_destroy((struct hvx_vcpu *)c);
         return hvx_fail(err, -ENOMEM, "cpu-bt: out of memory for vCPU %u", index);
