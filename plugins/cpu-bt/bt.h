@@ -201,6 +201,12 @@ struct bt_vcpu {
     uint8_t int_done;     /* INT n ran: it takes TF along, no #DB after it */
     uint8_t bp_exec, bp_data; /* DR0..3 that DR7 enables for fetches / for data: debug.c */
     uint8_t bp_hit;       /* data breakpoints met by the current instruction */
+    struct bt_debugger { /* who debugs from outside: debug.c */
+        uint8_t step, any_exec, any_data, pad;
+        uint32_t hit; /* 1 + the point met, 0 none */
+        uint32_t n;
+        struct hvx_debug_point point[HVX_DEBUG_MAX_POINTS];
+    } dbg;
     struct { uint16_t off, size; uint32_t align; } xcomp[10]; /* XSAVE components, standard offsets; filled on first use (op_fpu.c) */
 
     /* exception being raised (bt_raise) and exception being delivered */
@@ -367,9 +373,11 @@ void bt_mode_update(struct bt_vcpu *c);              /* after CS, SS, CPL, CR0, 
  * instruction at a time, memory through C. */
 static inline bool bt_stepping(const struct bt_vcpu *c)
 {
-    return (c->sysflags & BT_TF) || c->debug_step || c->bp_exec || c->bp_data;
+    return (c->sysflags & BT_TF) || c->debug_step || c->bp_exec || c->bp_data || c->dbg.step;
 }
 void bt_debug_update(struct bt_vcpu *c);
+int bt_debug_set(struct bt_vcpu *c, const struct hvx_debug *d);
+bool bt_debug_stops_at(struct bt_vcpu *c, uint64_t lin); /* for the translator: a block of its own */
 uint32_t bt_debug_exec(struct bt_vcpu *c, uint64_t lin); /* DR6 bits for an instruction about to run */
 void bt_debug_data(struct bt_vcpu *c, uint64_t lin, uint64_t n, bool write); /* notes hits */
 

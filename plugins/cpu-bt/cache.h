@@ -109,7 +109,7 @@ struct bt_cache {
     intptr_t jmpbuf[8];
 };
 
-enum { BT_X_NONE, BT_X_DONE, BT_X_SHUTDOWN, BT_X_FATAL };
+enum { BT_X_NONE, BT_X_DONE, BT_X_SHUTDOWN, BT_X_FATAL, BT_X_DEBUG };
 
 int bt_cache_create(struct bt_vcpu *c, struct hvx_error *err);
 void bt_cache_destroy(struct bt_vcpu *c);

@@ -74,7 +74,8 @@ typedef void (*bt_op_fn)(struct bt_vcpu *c, const struct bt_op *op);
     /* memory forms that need more than one access */                                                               \
     X(maskmovdqu, NEXT) X(maskmovq, NEXT) X(gather, NEXT) X(scatter, NEXT) X(xlat, NEXT)                            \
     X(aaa, NEXT) X(aas, NEXT) X(aam, NEXT) X(aad, NEXT) X(daa, NEXT) X(das, NEXT) X(salc, NEXT)                     \
-    X(cmpxchg16b, NEXT) X(movdir64b, NEXT) X(nop, NEXT)
+    X(cmpxchg16b, NEXT) X(movdir64b, NEXT) X(nop, NEXT)                                                             \
+    X(debug_stop, JUMP) /* no instruction: a debugger's breakpoint */
 
 enum bt_op_id {
 #define X(name, kind) BT_OP_##name,

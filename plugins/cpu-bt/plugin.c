@@ -308,6 +308,8 @@ static int vcpu_run(struct hvx_vcpu *v, struct hvx_exit *exit)
 
 static void vcpu_kick(struct hvx_vcpu *v) { bt_kick((struct bt_vcpu *)v, BT_PEND_KICK); }
 
+static int debug_set(struct hvx_vcpu *v, const struct hvx_debug *d) { return bt_debug_set((struct bt_vcpu *)v, d); }
+
 static int vcpu_get(struct hvx_vcpu *v, struct hvx_vcpu_regs *r)
 {
     struct bt_vcpu *c = (struct bt_vcpu *)v;
@@ -536,6 +538,7 @@ static const struct hvx_cpu_ops ops = {
     .stats = stats,
     .cpu_models = cpu_models,
     .model_state = model_state,
+    .debug_set = debug_set,
 };
 
 static const char *const capabilities[] = {"real-mode", "protected-mode", "long-mode", "smp", "irqchip", NULL};

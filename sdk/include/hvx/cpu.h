@@ -87,6 +87,29 @@ struct hvx_exit {
     char text[200];
 };
 
+/* Where a debugger wants vCPUs to stop: with HVX_EXIT_DEBUG, and in
+ * hvx_exit.detail the number of the point plus one, or 0 after a step. */
+enum hvx_debug_kind {
+    HVX_DEBUG_EXEC = 0,   /* before the instruction at lin; 32 bits of it outside 64-bit code */
+    HVX_DEBUG_WRITE = 1,  /* after an instruction that wrote any of [lin, lin + bytes) */
+    HVX_DEBUG_READ = 2,   /* that read */
+    HVX_DEBUG_ACCESS = 3, /* either */
+};
+struct hvx_debug_point {
+    uint64_t lin; /* linear address, in whichever address space */
+    uint32_t bytes;
+    uint32_t kind;
+};
+#define HVX_DEBUG_MAX_POINTS 128u
+#define HVX_DEBUG_STEP 1u /* run one instruction, without taking interrupts, and stop */
+struct hvx_debug {
+    uint32_t size;
+    uint32_t flags;
+    uint32_t n_points;
+    uint32_t pad;
+    const struct hvx_debug_point *points; /* borrowed for the call */
+};
+
 enum hvx_cpu_model { HVX_CPU_MODEL_HOST = 0 };
 struct hvx_engine_config {
     uint32_t size;
@@ -139,6 +162,10 @@ struct hvx_cpu_ops {
      * Saved and restored before everything else; restoring refuses, with the
      * reason, what this host or the chosen model lacks. */
     int (*model_state)(struct hvx_engine_vm *e, struct hvx_stream *s);
+    /* Optional, may be NULL: debugging from outside, unseen by the guest, whose
+     * own debug registers keep working. Replaces what was set before; stays
+     * through resets. This vCPU is not running. -E2BIG: too many points. */
+    int (*debug_set)(struct hvx_vcpu *v, const struct hvx_debug *d);
 };
 
 HVX_EXTERN_C_END
