@@ -24,6 +24,7 @@ class Line:
 # line of the acceptance list. Each counts units per second, so TCG, being slow, may do a part of them (TCG_SHARE).
 WORK = [
     ("sieve", "primes below 10^6", 1, 8, 2.5, 16, False),
+    ("sieve16", "primes below 16 * 10^6", 1, 2, 1.5, 8, True),
     ("calls", "fib(27) by recursion", 1, 15, 2.7, 9, False),
     ("indirect", "indirect call", 1000, 60, 2.5, 10, False),
     ("double", "Leibniz term, doubles", 1000, 12, 1, 10, False),
@@ -49,7 +50,8 @@ WORK = [
 TCG_SHARE = 0.25
 
 # What lines share: made before the first of them, undone after the last. All that is written goes to a tmpfs on every
-# side, so no disk and no fsync is measured; pgbench's WAL is "synced" to memory.
+# side, so no disk and no fsync is measured; pgbench's WAL is "synced" to memory. Servers get a few seconds of their
+# load at once: it is not the first translation of their code that the lines ask for.
 PG = "setpriv --reuid postgres --regid postgres --clear-groups"
 PG_BIN = "/usr/lib/postgresql/15/bin"
 GROUPS = {
@@ -58,13 +60,16 @@ GROUPS = {
                "cd /; umount /tmp/k; rm -rf /tmp/k /tmp/k.up"),
     "apache": ("mkdir -p /run/apache2 /run/lock /var/log/apache2 && apache2ctl start && for i in $(seq 300); do "
                "curl -fs -o /dev/null http://127.0.0.1/ && break; sleep 0.2; done; "
-               "curl -fs -o /dev/null http://127.0.0.1/",
+               "curl -fs -o /dev/null http://127.0.0.1/ && "
+               "ab -q -t 2 -n 1000000 -c 4 http://127.0.0.1/ >/dev/null 2>&1",
                "apache2ctl stop; sleep 1"),
     "pg": ("mkdir /tmp/pg && chown postgres /tmp/pg && cd /tmp && "
            "{pg} {bin}/initdb -D /tmp/pg -A trust --no-sync >/dev/null && {pg} {bin}/pg_ctl -D /tmp/pg -w -t 600 "
            "-l /tmp/pg/log -o '-k /tmp -c listen_addresses= -c autovacuum=off -c checkpoint_timeout=1h' start "
            ">/dev/null && {pg} {bin}/createdb -h /tmp bench && "
-           "{pg} {bin}/pgbench -h /tmp -q -i -s 4 bench".format(pg=PG, bin=PG_BIN),
+           "{pg} {bin}/pgbench -h /tmp -q -i -s 4 bench && "
+           "{pg} {bin}/pgbench -h /tmp -n -b select-only -b tpcb-like -c 4 -j 1 -T 3 bench >/dev/null 2>&1"
+           .format(pg=PG, bin=PG_BIN),
            "cd /tmp; {pg} {bin}/pg_ctl -D /tmp/pg -m immediate stop; rm -rf /tmp/pg".format(pg=PG, bin=PG_BIN)),
 }
 
@@ -132,7 +137,7 @@ def kernel_build(scale):
 
 
 def disk_lines(scale):
-    terms, rounds, span = max(100_000, int(10_000_000 * scale)), max(1, int(50 * scale)), max(1, round(3 * scale))
+    terms, rounds, span = max(100_000, int(10_000_000 * scale)), max(1, int(50 * scale)), max(1, round(4 * scale))
     files, loops = max(2, int(4 * scale)), max(10, int(200 * scale))
     pgbench = "cd /tmp && %s %s/pgbench -h /tmp -n %%s -c 4 -j 1 -T %d bench 2>&1" % (PG, PG_BIN, span)
     return openssl_lines(scale) + [
