@@ -33,6 +33,7 @@ class Journal:
         self.samples, self.notes = {}, []
         if resume:
             self._read()
+            self._cut_half_line()
             self.file = open(path, "a")
         else:
             self.file = open(path, "w")
@@ -44,7 +45,7 @@ class Journal:
                 try:
                     entry = json.loads(text)
                 except ValueError:
-                    continue  # the line that was being written when the run was cut short
+                    continue  # see _cut_half_line
                 if "circumstances" in entry:
                     now, then = self.circumstances, entry["circumstances"]
                     differ = ", ".join("%s (%s, now %s)" % (k, then.get(k), now[k])
@@ -56,6 +57,12 @@ class Journal:
                     self.notes.append(entry["note"])
                 else:
                     self.samples.setdefault((entry["line"], entry["engine"]), []).append(entry)
+
+    def _cut_half_line(self):
+        """What was being written when the run was cut short would spoil the line that comes next."""
+        with open(self.path, "rb+") as f:
+            data = f.read()
+            f.truncate(data.rfind(b"\n") + 1)
 
     def _write(self, entry):
         self.file.write(json.dumps(entry) + "\n")
