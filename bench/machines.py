@@ -84,8 +84,9 @@ def native_root(say):
         shutil.rmtree(root + ".new", ignore_errors=True)
         os.mkdir(root + ".new")
         try:
-            subprocess.run([vm.hvx_program(), "image", "convert", "--from", "qcow2", "--to", "raw", master, raw],
-                           check=True, stdout=subprocess.DEVNULL)
+            made = guest.convert_to_raw(master, raw)
+            if made.returncode != 0:
+                raise Trouble("could not unpack %s: %s" % (master, made.stdout.strip()))
             done = subprocess.run([debugfs, "-R", "rdump / \"%s.new\"" % root,
                                    "%s?offset=%d" % (raw, guest.PARTITION_OFFSET)],
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
