@@ -37,6 +37,8 @@ struct run {
     bool ending, user_paused;
     struct hvx_run_save save;
     struct hvx_restore *restore; /* until the VM has started */
+    int last_level;
+    char last_words[400]; /* why the VM ended: printed when the guest's last output has left */
     /* Events wait here, one of a kind: a guest that writes to its reset port
      * in a loop asks for one reset. */
     pthread_mutex_t mutex;
@@ -67,36 +69,50 @@ static void say(struct run *r, const char *fmt, ...)
     hvx_log(HVX_LOG_INFO, r->options.name, "%s", text);
 }
 
+static void say_last(struct run *r, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void say_last(struct run *r, int level, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (r->ending)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(r->last_words, sizeof(r->last_words), fmt, ap);
+    va_end(ap);
+    r->last_level = level;
+}
+
 /* --- what the guest asked for ------------------------------------------------ */
 
 static void handle_event(struct run *r, enum hvx_vm_event e, int code, const char *text)
 {
     switch (e) {
     case HVX_EVENT_POWEROFF:
-        say(r, "the guest powered off");
+        say_last(r, HVX_LOG_INFO, "the guest powered off");
         end(r, HVX_STATUS_OK);
         break;
     case HVX_EVENT_DEBUG_EXIT:
         end(r, code & 0xff);
         break;
     case HVX_EVENT_PANIC:
-        hvx_log(HVX_LOG_ERROR, r->options.name, "the guest panicked");
+        say_last(r, HVX_LOG_ERROR, "the guest panicked");
         end(r, HVX_STATUS_PANIC);
         break;
     case HVX_EVENT_ENGINE_ERROR:
-        hvx_log(HVX_LOG_ERROR, r->options.name, "engine %s, vCPU %d: %s", hvx_vm_engine_name(r->vm), code, text);
+        say_last(r, HVX_LOG_ERROR, "engine %s, vCPU %d: %s", hvx_vm_engine_name(r->vm), code, text);
         end(r, HVX_STATUS_ENGINE);
         break;
     case HVX_EVENT_SHUTDOWN:
-        say(r, "triple fault on vCPU %d%s%s", code, text[0] ? ": " : "", text);
         if (r->options.no_reboot) {
+            say_last(r, HVX_LOG_INFO, "triple fault on vCPU %d%s%s", code, text[0] ? ": " : "", text);
             end(r, HVX_STATUS_TRIPLE_FAULT);
             break;
         }
+        say(r, "triple fault on vCPU %d%s%s", code, text[0] ? ": " : "", text);
         /* fall through */
     case HVX_EVENT_RESET:
         if (r->options.no_reboot) {
-            say(r, "the guest asked for a reset; ending, as --no-reboot says");
+            say_last(r, HVX_LOG_INFO, "the guest asked for a reset; ending, as --no-reboot says");
             end(r, HVX_STATUS_OK);
             break;
         }
@@ -150,7 +166,7 @@ static void left(void *opaque)
 {
     struct run *r = opaque;
 
-    say(r, "left the console; the VM ends");
+    say_last(r, HVX_LOG_INFO, "left the console; the VM ends");
     end(r, HVX_STATUS_OK);
 }
 
@@ -170,7 +186,7 @@ static void on_signal(void *opaque, int fd, bool readable, bool writable)
     (void)writable;
     if (read(fd, &info, sizeof(info)) != sizeof(info))
         return;
-    say(r, "%s; the VM ends", strsignal((int)info.ssi_signo));
+    say_last(r, HVX_LOG_INFO, "%s; the VM ends", strsignal((int)info.ssi_signo));
     end(r, HVX_STATUS_KILLED);
 }
 
@@ -211,7 +227,7 @@ static void kill_now(void *opaque)
 {
     struct run *r = opaque;
 
-    say(r, "ended by hvx kill");
+    say_last(r, HVX_LOG_INFO, "ended by hvx kill");
     end(r, HVX_STATUS_KILLED);
 }
 
@@ -581,7 +597,9 @@ int hvx_cmd_run(int argc, char **argv)
     }
     hvx_control_destroy(r->control);
     hvx_restore_close(r->restore);
-    hvx_machine_destroy(r->machine);
+    hvx_machine_destroy(r->machine); /* closes the serial lines */
+    if (r->last_words[0])
+        hvx_log(r->last_level, r->options.name, "%s", r->last_words);
     if (e < 0)
         hvx_log(HVX_LOG_ERROR, "run", "%s", err.text);
     hvx_watch_del(r->signals);

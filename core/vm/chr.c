@@ -36,6 +36,7 @@ struct hvx_chr {
     struct hvx_chr_ops ops;
     void *opaque;
     bool attached, deliver_posted, flush_posted, swallow;
+    bool mid_line; /* what left last was no end of a line */
     uint8_t in[IN_SIZE], out[OUT_SIZE];
     size_t in_pos, in_n, out_head, out_n;
     /* leaving by ^] */
@@ -91,6 +92,7 @@ static void flush(void *opaque)
         }
         c->out_head = (c->out_head + (size_t)w) & (OUT_SIZE - 1);
         c->out_n -= (size_t)w;
+        c->mid_line = c->out[(c->out_head - 1) & (OUT_SIZE - 1)] != '\n';
     }
     want_output(c, false);
 }
@@ -418,6 +420,9 @@ static void flush_at_close(struct hvx_chr *c)
             nanosleep(&wait, NULL);
         }
     }
+    /* On a terminal that messages share they begin on a line of their own. */
+    if (c == terminal_user && c->mid_line && isatty(1) && isatty(2))
+        (void)!write(1, "\r\n", 2);
 }
 
 void hvx_chr_close(struct hvx_chr *c)
