@@ -32,6 +32,7 @@
 #define BT_APIC_DEFAULT_GPA 0xfee00000ull
 #define BT_IOAPIC_GPA 0xfec00000ull
 #define BT_IOAPIC_PINS 24u
+#define BT_FERR_GSI 13u /* x87 exceptions of old */
 #define BT_APIC_BUS_HZ 1000000000ull /* CPUID leaf 0x15 says the same */
 
 enum { BT_LVT_TIMER, BT_LVT_THERMAL, BT_LVT_PERF, BT_LVT_LINT0, BT_LVT_LINT1, BT_LVT_ERROR, BT_N_LVT };

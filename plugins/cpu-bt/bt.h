@@ -198,8 +198,9 @@ struct bt_vcpu {
     uint64_t pdpte[4];  /* PAE paging without long mode */
     uint64_t cr4_valid;   /* CR4 bits the CPU model has; 0: not computed yet (op_cr.c) */
     uint64_t phys_mask;   /* address bits the CPU model has; 0: not computed yet */
-    uint8_t int_done;     /* INT n ran: it takes TF along, no #DB after it */
-    uint8_t bp_exec, bp_data; /* DR0..3 that DR7 enables for fetches / for data: debug.c */
+    uint8_t int_done;     /* 1: INT n or SYSCALL ran, which takes TF along: no #DB after it; 2: SYSRET set TF: #DB at once */
+    uint8_t bp_exec, bp_data; /* DR0..3 that DR7 enables for fetches / for data: debug.c; BT_BP_* */
+    uint8_t ferr;         /* an x87 exception while CR0.NE is clear: run.c */
     uint8_t bp_hit;       /* data breakpoints met by the current instruction */
     struct bt_debugger { /* who debugs from outside: debug.c */
         uint8_t step, any_exec, any_data, pad;
@@ -265,6 +266,9 @@ struct bt_vcpu {
 };
 
 /* c->pending: what the dispatcher must look at before it enters a block. */
+#define BT_BP_IO 4u      /* in bp_exec, shift: those for ports */
+#define BT_BP_ALIGN 0x40u /* in bp_data: accesses are looked at for #AC */
+
 #define BT_PEND_KICK 1u   /* leave vcpu_run */
 #define BT_PEND_IRQ 2u    /* local APIC or PIC may have an interrupt */
 #define BT_PEND_NMI 4u
@@ -371,15 +375,22 @@ void bt_mode_update(struct bt_vcpu *c);              /* after CS, SS, CPL, CR0, 
 
 /* --- hardware breakpoints (debug.c). While any is enabled the guest runs one
  * instruction at a time, memory through C. */
+/* Does misalignment raise #AC? Programs seldom ask for it, so it is done as breakpoints are. */
+static inline bool bt_aligning(const struct bt_vcpu *c)
+{
+    return (c->sysflags & BT_AC) && (c->cr0 & BT_CR0_AM) && c->cpl == 3;
+}
 static inline bool bt_stepping(const struct bt_vcpu *c)
 {
-    return (c->sysflags & BT_TF) || c->debug_step || c->bp_exec || c->bp_data || c->dbg.step;
+    return (c->sysflags & BT_TF) || c->debug_step || c->bp_exec || (c->bp_data & ~BT_BP_ALIGN) || c->dbg.step || bt_aligning(c);
 }
 void bt_debug_update(struct bt_vcpu *c);
 int bt_debug_set(struct bt_vcpu *c, const struct hvx_debug *d);
 bool bt_debug_stops_at(struct bt_vcpu *c, uint64_t lin); /* for the translator: a block of its own */
 uint32_t bt_debug_exec(struct bt_vcpu *c, uint64_t lin); /* DR6 bits for an instruction about to run */
-void bt_debug_data(struct bt_vcpu *c, uint64_t lin, uint64_t n, bool write); /* notes hits */
+void bt_debug_data(struct bt_vcpu *c, uint64_t lin, uint64_t n, unsigned acc); /* notes hits; may raise #AC */
+void bt_debug_align(struct bt_vcpu *c, uint64_t lin, uint64_t n, unsigned acc); /* may raise #AC */
+void bt_debug_io(struct bt_vcpu *c, uint32_t port, uint64_t n); /* notes hits */
 
 /* --- host calls -------------------------------------------------------------------------- */
 void bt_fp_save(struct bt_vcpu *c); /* guest vector state to c->xsave; C code may then use any register and libc */

@@ -4,8 +4,8 @@
  *
  * Rare, so they cost nothing until the guest enables one. Then every
  * instruction is a block of its own, in whose memory accesses (all through C)
- * mmu.c reports each access, and whose start the dispatcher checks. I/O
- * breakpoints are not offered.
+ * mmu.c reports each access, and whose start the dispatcher checks. Alignment
+ * checks (#AC) come the same way.
  */
 #include "cache.h"
 #include "sys.h"
@@ -33,6 +33,8 @@ void bt_debug_update(struct bt_vcpu *c)
             c->bp_exec |= (uint8_t)(1u << i);
         else if (bp_kind(c, i) != BP_IO)
             c->bp_data |= (uint8_t)(1u << i);
+        else if (c->cr4 & BT_CR4_DE)
+            c->bp_exec |= (uint8_t)(1u << (i + BT_BP_IO));
     }
 }
 
@@ -101,13 +103,40 @@ static void debugger_data(struct bt_vcpu *c, uint64_t lin, uint64_t n, bool writ
     }
 }
 
-void bt_debug_data(struct bt_vcpu *c, uint64_t lin, uint64_t n, bool write)
+static bool meets(const struct bt_vcpu *c, unsigned i, uint64_t at, uint64_t n)
 {
+    uint64_t length = bp_length(c, i), start = c->dr[i] & ~(length - 1);
+    return at < start + length && start < at + n;
+}
+
+void bt_debug_io(struct bt_vcpu *c, uint32_t port, uint64_t n)
+{
+    for (unsigned i = 0; i < 4; i++)
+        if ((c->bp_exec >> (i + BT_BP_IO) & 1) && meets(c, i, port, n))
+            c->bp_hit |= (uint8_t)(1u << i);
+}
+
+/* What is larger than a quadword is made of smaller things (SDM volume 3, table
+ * "Alignment Requirements by Data Type"); the fields of FPU environments have
+ * four bytes. A page fault comes first. */
+void bt_debug_align(struct bt_vcpu *c, uint64_t lin, uint64_t n, unsigned acc)
+{
+    uint64_t align = n > 16 && (n & 15) ? 4 : n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
+    if (!(lin & (align - 1)) || !(acc & BT_ACC_USER) || !bt_aligning(c))
+        return;
+    c->bp_data &= (uint8_t)~BT_BP_ALIGN; /* no check of the probe */
+    bt_probe(c, lin, n, acc);
+    bt_raise_err(c, BT_EX_AC, 0);
+}
+
+void bt_debug_data(struct bt_vcpu *c, uint64_t lin, uint64_t n, unsigned acc)
+{
+    const bool write = acc & BT_ACC_WRITE;
+    if (c->bp_data & BT_BP_ALIGN)
+        bt_debug_align(c, lin, n, acc);
     if (c->dbg.any_data)
         debugger_data(c, lin, n, write);
-    for (unsigned i = 0; i < 4; i++) {
-        uint64_t length = bp_length(c, i), start = c->dr[i] & ~(length - 1);
-        if ((c->bp_data >> i & 1) && (write || bp_kind(c, i) == BP_ACCESS) && lin < start + length && start < lin + n)
+    for (unsigned i = 0; i < 4; i++)
+        if ((c->bp_data >> i & 1) && (write || bp_kind(c, i) == BP_ACCESS) && meets(c, i, lin, n))
             c->bp_hit |= (uint8_t)(1u << i);
-    }
 }

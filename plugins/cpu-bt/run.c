@@ -4,6 +4,7 @@
  * halting; and the short cuts from block to block that do not need it.
  */
 #include "run.h"
+#include "sys.h"
 #include "apic.h"
 #include "cache.h"
 #include "phys.h"
@@ -384,11 +385,29 @@ static int debug_exit(struct bt_vcpu *c, struct hvx_exit *exit)
     return 1;
 }
 
+/* CR0.NE is clear: the exception leaves the processor by FERR#, which a PC
+ * wires to IRQ 13, and the instruction waits for the interrupt. The handler
+ * writes port 0xf0. With interrupts off, as in such a handler, IGNNE# is taken
+ * to be asserted: the exception is dropped. */
+static void x87_error(struct bt_vcpu *c)
+{
+    c->ferr = 0;
+    if (c->iflag) {
+        c->halted = 1;
+        bt_irq_line(c->vm, BT_FERR_GSI, true);
+        return;
+    }
+    sys_fp_live(c);
+    __asm__ volatile("fnclex");
+}
+
 /* One turn; 0: go on. */
 static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
 {
     struct bt_cache *k = c->cache;
     bt_relink(c);
+    if (c->ferr)
+        x87_error(c);
     if (c->exc.valid) {
         deliver_exception(c);
         if (c->dbg.step) /* at the handler's first instruction */
@@ -419,6 +438,7 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
     jc_check(c, c->cpl == 3); /* an exception or interrupt may have changed the mode */
     uint32_t mode = c->mode;
     bool special = c->force_careful || c->force_single || c->shadow;
+    c->bp_data = (uint8_t)((c->bp_data & ~BT_BP_ALIGN) | (bt_aligning(c) ? BT_BP_ALIGN : 0));
     if (c->force_careful || c->bp_data)
         mode |= BT_MODE_CAREFUL;
     if (special)
@@ -462,8 +482,9 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
     if ((shadow || c->dbg.step) && (c->irq_wait || c->nmi_held))
         atomic_fetch_or(&c->pending, (c->irq_wait ? BT_PEND_IRQ : 0) | (c->nmi_held && !c->nmi_masked ? BT_PEND_NMI : 0));
     /* MOV SS (shadow 2) holds the trap off, STI does not; INT n takes TF along. */
-    if ((step || c->bp_hit) && c->shadow != 2 && (!c->int_done || c->bp_hit)) {
-        c->dr[6] |= c->bp_hit | (step && !c->int_done ? 0x4000 : 0);
+    step = c->int_done == 2 || (step && !c->int_done);
+    if ((step || c->bp_hit) && c->shadow != 2) {
+        c->dr[6] |= c->bp_hit | (step ? 0x4000 : 0);
         if (!c->dbg.hit)
             bt_raise(c, BT_EX_DB);
         c->exc.vector = BT_EX_DB; /* the debugger comes first; the guest has its trap when it goes on */
