@@ -427,6 +427,7 @@ static const struct hvx_host host_table = {
     .balloon_set = hvx_vm_balloon_set,
     .hotplug_set = hvx_vm_hotplug_set,
     .pci_eject = hvx_vm_pci_eject,
+    .irq_tick = hvx_vm_irq_tick,
 };
 
 const struct hvx_host *hvx_host_table(void)

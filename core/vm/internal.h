@@ -150,6 +150,7 @@ HVX_WUR int hvx_restore_load(struct hvx_restore *r, struct hvx_vm *vm, struct hv
 
 /* irq.c */
 void hvx_vm_irq_set(struct hvx_vm *vm, unsigned gsi, bool level);
+void hvx_vm_irq_tick(struct hvx_vm *vm, unsigned gsi, unsigned n);
 void hvx_vm_irq_count(struct hvx_vm *vm, unsigned gsi, int delta);
 void hvx_vm_irq_redeliver(struct hvx_vm *vm);
 void hvx_vm_irq_state(struct hvx_vm *vm, struct hvx_stream *s);

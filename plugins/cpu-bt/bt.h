@@ -407,6 +407,7 @@ void bt_irqchip_destroy(struct bt_vm *vm);
 void bt_irqchip_reset(struct bt_vm *vm);
 int bt_irqchip_state(struct bt_vm *vm, struct hvx_stream *s);
 void bt_irq_line(struct bt_vm *vm, unsigned gsi, bool level); /* any thread */
+void bt_irq_tick(struct bt_vm *vm, unsigned gsi, unsigned n); /* likewise; see irq_tick of hvx_cpu_ops */
 void bt_msi(struct bt_vm *vm, uint64_t addr, uint32_t data);  /* any thread */
 int bt_apic_create(struct bt_vcpu *c);
 void bt_apic_destroy(struct bt_vcpu *c);

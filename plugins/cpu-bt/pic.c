@@ -125,6 +125,8 @@ int bt_pic_ack(struct bt_vm *vm)
     } else if (in != CASCADE) {
         vector = (m->base & 0xf8) | in;
         acknowledge(m, (unsigned)in);
+        if (in == 0 && chip->tick.at_pic)
+            bt_tick_taken(vm);
     } else {
         int sub = pending_input(s, false);
         vector = (s->base & 0xf8) | (sub < 0 ? 7 : sub); /* the master has its ISR bit set even then */

@@ -460,6 +460,7 @@ static void irqchip_reset(struct hvx_engine_vm *e) { bt_irqchip_reset((struct bt
 static int irqchip_state(struct hvx_engine_vm *e, struct hvx_stream *s) { return bt_irqchip_state((struct bt_vm *)e, s); }
 static int model_state(struct hvx_engine_vm *e, struct hvx_stream *s) { return bt_model_state((struct bt_vm *)e, s); }
 static void irq_line(struct hvx_engine_vm *e, unsigned gsi, bool level) { bt_irq_line((struct bt_vm *)e, gsi, level); }
+static void irq_tick(struct hvx_engine_vm *e, unsigned gsi, unsigned n) { bt_irq_tick((struct bt_vm *)e, gsi, n); }
 static void msi(struct hvx_engine_vm *e, uint64_t addr, uint32_t data) { bt_msi((struct bt_vm *)e, addr, data); }
 
 static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
@@ -533,6 +534,7 @@ static const struct hvx_cpu_ops ops = {
     .irqchip_reset = irqchip_reset,
     .irqchip_state = irqchip_state,
     .irq_line = irq_line,
+    .irq_tick = irq_tick,
     .msi = msi,
     .code_written = code_written,
     .stats = stats,

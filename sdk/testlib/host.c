@@ -198,6 +198,18 @@ bool hvxtest_irq_level(struct hvx_vm *vm, unsigned gsi)
     return gsi < TEST_GSIS && vm->irq_level[gsi];
 }
 
+/* This guest takes every edge at once. */
+static void host_irq_tick(struct hvx_vm *vm, unsigned gsi, unsigned n)
+{
+    if (n > HVX_TICKS_OWED_MAX)
+        test_bug("irq_tick: %u ticks at once, more than HVX_TICKS_OWED_MAX", n);
+    while (n--) {
+        test_irq_set(vm, gsi, false);
+        test_irq_set(vm, gsi, true);
+    }
+    test_irq_set(vm, gsi, false);
+}
+
 unsigned hvxtest_irq_rises(struct hvx_vm *vm, unsigned gsi)
 {
     return gsi < TEST_GSIS ? vm->irq_rises[gsi] : 0;
@@ -366,6 +378,7 @@ static void table_fill(void)
         .vm_unlock = test_unlock,
         .vm_request = host_vm_request,
         .irq_set = test_irq_set,
+        .irq_tick = host_irq_tick,
         .msi_send = test_msi_send,
         .vcpu_set_regs = host_vcpu_set_regs,
         .power_button_set = host_power_button_set,

@@ -166,6 +166,9 @@ struct hvx_cpu_ops {
      * own debug registers keep working. Replaces what was set before; stays
      * through resets. This vCPU is not running. -E2BIG: too many points. */
     int (*debug_set)(struct hvx_vcpu *v, const struct hvx_debug *d);
+    /* Optional, may be NULL: n edges on a line that is low before and after,
+     * none to be lost; see irq_tick in host.h. Any thread. */
+    void (*irq_tick)(struct hvx_engine_vm *e, unsigned gsi, unsigned n);
 };
 
 HVX_EXTERN_C_END

@@ -200,6 +200,8 @@ struct hvx_guest_info {
     const char *pci_hole; /* unused, NULL */
 };
 
+#define HVX_TICKS_OWED_MAX 250u
+
 struct hvx_host {
     uint32_t size;
     uint32_t abi_major;
@@ -357,6 +359,13 @@ struct hvx_host {
     /* The guest let go of a slot: its device goes away soon afterwards, on the
      * loop. False: nothing there that could go. */
     bool (*pci_eject)(struct hvx_vm *vm, unsigned slot);
+    /* --- ticks: any thread --- */
+    /* n periods of a timer ended, for which the guest counts n edges on this
+     * line (the host may have been too busy for each in its turn). The line is
+     * low afterwards. An engine that can delivers what the guest has not taken
+     * yet one by one as it takes them, at most HVX_TICKS_OWED_MAX of them; n 0:
+     * the timer was stopped or set anew, nothing is owed any more. */
+    void (*irq_tick)(struct hvx_vm *vm, unsigned gsi, unsigned n);
 };
 
 HVX_EXTERN_C_END

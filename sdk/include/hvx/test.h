@@ -106,6 +106,8 @@ void hvxtest_set_wall_ns(uint64_t utc_ns); /* what wall_clock_ns returns now; it
 /* Advance the clock; timers fire in the order of their deadlines, at their
  * deadlines; deferred calls, disk completions and watches run in between. */
 void hvxtest_step_ns(struct hvx_vm *vm, uint64_t ns);
+/* The host was busy for so long: the clock jumps, and what became due meanwhile runs late. */
+void hvxtest_stall_ns(struct hvx_vm *vm, uint64_t ns);
 /* Run what is due without advancing the clock, until nothing is; returns how many callbacks ran. */
 unsigned hvxtest_run(struct hvx_vm *vm);
 uint64_t hvxtest_next_deadline(struct hvx_vm *vm); /* ~0: no timer armed */
