@@ -46,7 +46,7 @@ static enum work_verdict run_stat(unsigned long n, uint64_t *result)
     struct stat st;
 
     for (unsigned long r = 0; r < 1000 * n; r++)
-        if (stat("/proc/self", &st) < 0 && stat("/", &st) < 0)
+        if (stat("/tmp", &st) < 0)
             return WORK_WRONG;
     *result = n;
     return WORK_OK;
@@ -248,7 +248,7 @@ static enum work_verdict run_threads(unsigned long n, uint64_t *result)
 const struct work work_kernel[] = {
     {"getpid", "1000 null system calls", 1500, run_getpid},
     {"read", "1000 reads of one byte from /dev/zero", 1000, run_read},
-    {"stat", "1000 stat() of /proc/self", 200, run_stat},
+    {"stat", "1000 stat() of /tmp", 200, run_stat},
     {"signal", "1000 signals to itself", 250, run_signal},
     {"pipe", "1000 round trips of one byte through two pipes", 20, run_pipe},
     {"fork", "fork, exit, wait", 1500, run_fork},

@@ -8,7 +8,7 @@
 #include "core/conf/options.h"
 #include "core/vm/control.h"
 
-#include <limits.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -244,20 +244,34 @@ int hvx_cmd_stat(int argc, char **argv)
 
 int hvx_cmd_screendump(int argc, char **argv)
 {
-    char here[PATH_MAX], path[2 * PATH_MAX];
-    json_t *answer;
+    json_t *answer, *request;
+    struct hvx_error err = {0};
     struct args a;
-    int r = parse(argc, argv, " NAME FILE.png", 2, 2, "Save what the guest's screen shows as a PNG file.", &a);
+    bool fresh;
+    int fd, r = parse(argc, argv, " NAME FILE.png", 2, 2, "Save what the guest's screen shows as a PNG file.", &a);
 
     if (r)
         return r - 1;
-    if (!getcwd(here, sizeof(here)))
-        here[0] = 0;
-    /* The VM's process writes the file, from another folder than ours. */
-    snprintf(path, sizeof(path), "%s%s%s", a.operand[1][0] == '/' ? "" : here, a.operand[1][0] == '/' ? "" : "/",
-             a.operand[1]);
-    if (call("screendump", a.operand[0], json_pack("{s:s, s:s}", "command", "screendump", "file", path), &answer) < 0)
+    /* The VM's process opens no files. */
+    fd = open(a.operand[1], O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0) {
+        fprintf(stderr, "hvx screendump: cannot create %s: %s\n", a.operand[1], strerror(errno));
         return HVX_STATUS_FAILED;
+    }
+    fresh = lseek(fd, 0, SEEK_END) == 0;
+    lseek(fd, 0, SEEK_SET);
+    request = json_pack("{s:s}", "command", "screendump");
+    r = hvx_control_call_fds(a.operand[0], request, &fd, 1, &answer, &err);
+    json_decref(request);
+    if (r == 0 && !fresh)
+        (void)!ftruncate(fd, lseek(fd, 0, SEEK_CUR)); /* what stood there may have been longer */
+    close(fd);
+    if (r < 0) {
+        if (fresh)
+            unlink(a.operand[1]);
+        fprintf(stderr, "hvx screendump: %s\n", err.text);
+        return HVX_STATUS_FAILED;
+    }
     if (a.json)
         print_json(answer);
     json_decref(answer);

@@ -33,6 +33,7 @@ static const char *role_name(uint32_t role)
     static const char *const names[] = {
         [HVX_ROLE_NONE] = "none", [HVX_ROLE_MACHINE] = "machine", [HVX_ROLE_DISK] = "disk", [HVX_ROLE_NIC] = "nic",
         [HVX_ROLE_RNG] = "rng", [HVX_ROLE_CONSOLE] = "console", [HVX_ROLE_CDROM] = "cdrom",
+        [HVX_ROLE_SCSI] = "scsi", [HVX_ROLE_BALLOON] = "balloon",
     };
     return role < sizeof(names) / sizeof(names[0]) && names[role] ? names[role] : "unknown";
 }

@@ -9,9 +9,12 @@
 #define _GNU_SOURCE
 #include "core/cmd/commands.h"
 #include "core/cmd/run.h"
+#include "core/cmd/run_save.h"
 #include "core/plugin/registry.h"
+#include "core/vm/confine.h"
 #include "core/vm/control.h"
 #include "core/vm/internal.h"
+#include "core/vm/tidy.h"
 
 #include <signal.h>
 #include <stdlib.h>
@@ -24,6 +27,7 @@
 struct run {
     struct hvx_run_options options;
     struct hvx_loop *loop;
+    struct hvx_registry *registry;
     struct hvx_machine *machine;
     struct hvx_vm *vm;
     struct hvx_control *control;
@@ -31,12 +35,17 @@ struct run {
     uint64_t started_ns, n_resets;
     int status;
     bool ending, user_paused;
+    struct hvx_run_save save;
+    struct hvx_restore *restore; /* until the VM has started */
+    int last_level;
+    char last_words[400]; /* why the VM ended: printed when the guest's last output has left */
     /* Events wait here, one of a kind: a guest that writes to its reset port
      * in a loop asks for one reset. */
     pthread_mutex_t mutex;
     bool pending[N_EVENTS], posted;
     int code[N_EVENTS];
     char text[N_EVENTS][200];
+    char command[HVX_SAVED_TEXT];
 };
 
 static void end(struct run *r, int status)
@@ -60,36 +69,50 @@ static void say(struct run *r, const char *fmt, ...)
     hvx_log(HVX_LOG_INFO, r->options.name, "%s", text);
 }
 
+static void say_last(struct run *r, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void say_last(struct run *r, int level, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (r->ending)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(r->last_words, sizeof(r->last_words), fmt, ap);
+    va_end(ap);
+    r->last_level = level;
+}
+
 /* --- what the guest asked for ------------------------------------------------ */
 
 static void handle_event(struct run *r, enum hvx_vm_event e, int code, const char *text)
 {
     switch (e) {
     case HVX_EVENT_POWEROFF:
-        say(r, "the guest powered off");
+        say_last(r, HVX_LOG_INFO, "the guest powered off");
         end(r, HVX_STATUS_OK);
         break;
     case HVX_EVENT_DEBUG_EXIT:
         end(r, code & 0xff);
         break;
     case HVX_EVENT_PANIC:
-        hvx_log(HVX_LOG_ERROR, r->options.name, "the guest panicked");
+        say_last(r, HVX_LOG_ERROR, "the guest panicked");
         end(r, HVX_STATUS_PANIC);
         break;
     case HVX_EVENT_ENGINE_ERROR:
-        hvx_log(HVX_LOG_ERROR, r->options.name, "engine %s, vCPU %d: %s", hvx_vm_engine_name(r->vm), code, text);
+        say_last(r, HVX_LOG_ERROR, "engine %s, vCPU %d: %s", hvx_vm_engine_name(r->vm), code, text);
         end(r, HVX_STATUS_ENGINE);
         break;
     case HVX_EVENT_SHUTDOWN:
-        say(r, "triple fault on vCPU %d%s%s", code, text[0] ? ": " : "", text);
         if (r->options.no_reboot) {
+            say_last(r, HVX_LOG_INFO, "triple fault on vCPU %d%s%s", code, text[0] ? ": " : "", text);
             end(r, HVX_STATUS_TRIPLE_FAULT);
             break;
         }
+        say(r, "triple fault on vCPU %d%s%s", code, text[0] ? ": " : "", text);
         /* fall through */
     case HVX_EVENT_RESET:
         if (r->options.no_reboot) {
-            say(r, "the guest asked for a reset; ending, as --no-reboot says");
+            say_last(r, HVX_LOG_INFO, "the guest asked for a reset; ending, as --no-reboot says");
             end(r, HVX_STATUS_OK);
             break;
         }
@@ -103,6 +126,8 @@ static void handle_events(void *opaque)
 {
     struct run *r = opaque;
 
+    if (hvx_run_save_busy(&r->save))
+        return; /* resumed() posts this again */
     for (int e = 1; e < N_EVENTS && !r->ending; e++) {
         char text[sizeof(r->text[0])];
         bool pending;
@@ -141,7 +166,7 @@ static void left(void *opaque)
 {
     struct run *r = opaque;
 
-    say(r, "left the console; the VM ends");
+    say_last(r, HVX_LOG_INFO, "left the console; the VM ends");
     end(r, HVX_STATUS_OK);
 }
 
@@ -161,7 +186,7 @@ static void on_signal(void *opaque, int fd, bool readable, bool writable)
     (void)writable;
     if (read(fd, &info, sizeof(info)) != sizeof(info))
         return;
-    say(r, "%s; the VM ends", strsignal((int)info.ssi_signo));
+    say_last(r, HVX_LOG_INFO, "%s; the VM ends", strsignal((int)info.ssi_signo));
     end(r, HVX_STATUS_KILLED);
 }
 
@@ -191,7 +216,9 @@ static void describe(struct run *r, json_t *answer)
     json_object_set_new(answer, "engine", json_string(hvx_vm_engine_name(r->vm)));
     json_object_set_new(answer, "cpus", json_integer(p->n_vcpus));
     json_object_set_new(answer, "memory", json_integer((json_int_t)p->ram_bytes));
-    json_object_set_new(answer, "state", json_string(r->user_paused ? "paused" : "running"));
+    json_object_set_new(answer, "state", json_string(hvx_run_save_busy(&r->save) ? "saving"
+                                                     : r->user_paused            ? "paused"
+                                                                                 : "running"));
     json_object_set_new(answer, "uptime_s", json_integer((json_int_t)((hvx_clock_ns() - r->started_ns) / 1000000000u)));
     json_object_set_new(answer, "resets", json_integer((json_int_t)r->n_resets));
 }
@@ -200,7 +227,7 @@ static void kill_now(void *opaque)
 {
     struct run *r = opaque;
 
-    say(r, "ended by hvx kill");
+    say_last(r, HVX_LOG_INFO, "ended by hvx kill");
     end(r, HVX_STATUS_KILLED);
 }
 
@@ -208,21 +235,141 @@ static void kill_now(void *opaque)
  * found a bug. For tests. */
 static int round_trip(struct run *r, json_t *answer, struct hvx_error *err)
 {
-    FILE *f = tmpfile();
+    char *state = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&state, &n);
     int e;
 
     if (!f)
-        return hvx_fail(err, -errno, "cannot make a temporary file: %s", strerror(errno));
+        return hvx_fail(err, -errno, "no memory for the state: %s", strerror(errno));
     hvx_vm_pause(r->vm);
     e = hvx_vm_save_devices(r->vm, f, err);
+    fclose(f);
     if (e == 0) {
-        json_object_set_new(answer, "bytes", json_integer(ftell(f)));
-        rewind(f);
-        e = hvx_vm_restore_devices(r->vm, f, err);
+        json_object_set_new(answer, "bytes", json_integer((json_int_t)n));
+        f = fmemopen(state, n, "r");
+        e = f ? hvx_vm_restore_devices(r->vm, f, err) : hvx_fail(err, -ENOMEM, "no memory for the state");
+        if (f)
+            fclose(f);
     }
     hvx_vm_resume(r->vm);
-    fclose(f);
+    free(state);
     return e;
+}
+
+static int screendump(struct run *r, struct hvx_error *err)
+{
+    int e, fd = hvx_control_take_fd(r->control, 0);
+
+    if (fd < 0)
+        return hvx_fail(err, -EINVAL, "screendump: pass the file's descriptor with the request");
+    e = hvx_vm_screendump(r->vm, fd, err);
+    close(fd);
+    return e;
+}
+
+/* The client opened the files: this process may not be able to. */
+static int attach(struct run *r, json_t *request, json_t *answer, struct hvx_error *err)
+{
+    struct hvx_blk_fd fds[HVX_CONTROL_MAX_FDS];
+    struct hvx_attach_request q = {.fds = fds};
+    char id[24], name[48];
+    json_t *files = json_object_get(request, "files");
+    int e;
+
+    q.disk = json_string_value(json_object_get(request, "disk"));
+    q.net = json_string_value(json_object_get(request, "net"));
+    if (!q.disk == !q.net)
+        return hvx_fail(err, -EINVAL, "the request names neither \"disk\" nor \"net\", or both");
+    for (size_t i = 0; i < json_array_size(files) && q.n_fds < HVX_CONTROL_MAX_FDS; i++) {
+        const char *file = json_string_value(json_object_get(json_array_get(files, i), "name"));
+        const char *format = json_string_value(json_object_get(json_array_get(files, i), "format"));
+        struct hvx_blk_fd *f = &fds[q.n_fds];
+        f->fd = hvx_control_take_fd(r->control, (unsigned)i);
+        if (f->fd < 0)
+            break;
+        snprintf(f->name, sizeof(f->name), "%s", file ? file : "?");
+        snprintf(f->format, sizeof(f->format), "%s", format ? format : "");
+        q.n_fds++;
+    }
+    e = hvx_machine_attach(r->vm, r->registry, &q, id, name, err);
+    if (e == 0) {
+        json_object_set_new(answer, "id", json_string(id));
+        json_object_set_new(answer, "device", json_string(name));
+        say(r, "attached %s as %s", id, name);
+    }
+    return e;
+}
+
+static int balloon(struct run *r, json_t *request, json_t *answer, struct hvx_error *err)
+{
+    json_t *size = json_object_get(request, "size");
+    struct hvx_vm_balloon_info i;
+    int e = json_is_integer(size) ? hvx_vm_balloon_target(r->vm, (uint64_t)json_integer_value(size), err) : 0;
+
+    if (e < 0)
+        return e;
+    if (!hvx_vm_balloon_info(r->vm, &i))
+        return hvx_fail(err, -ENOTSUP, "the VM has no balloon; it was started with --no-defaults, or no enabled plugin "
+                                       "offers one");
+    json_object_set_new(answer, "memory", json_integer((json_int_t)i.ram));
+    json_object_set_new(answer, "target", json_integer((json_int_t)i.target));
+    json_object_set_new(answer, "actual", json_integer((json_int_t)i.actual));
+    json_object_set_new(answer, "resident", json_integer((json_int_t)i.resident));
+    json_object_set_new(answer, "given_back", json_integer((json_int_t)i.discarded));
+    json_object_set_new(answer, "driver", json_boolean(i.ready));
+    return 0;
+}
+
+/* --- saving ------------------------------------------------------------------------ */
+
+static bool guest_waits(struct run *r)
+{
+    bool any = false;
+
+    pthread_mutex_lock(&r->mutex);
+    for (unsigned e = 1; e < N_EVENTS; e++)
+        any |= r->pending[e];
+    pthread_mutex_unlock(&r->mutex);
+    return any;
+}
+
+static int save(struct run *r, struct hvx_error *err)
+{
+    int e = hvx_run_save_begin(&r->save, r->control, err);
+
+    if (e == 0 && guest_waits(r)) {
+        /* That the guest asked is nowhere in its state. */
+        hvx_run_save_abort(&r->save, true);
+        return hvx_fail(err, -EAGAIN, "the guest has just asked for a reset or its end; try again");
+    }
+    return e;
+}
+
+static void save_resumed(void *opaque)
+{
+    struct run *r = opaque;
+
+    /* What came up before the pause was put off. */
+    if (hvx_loop_post(r->loop, handle_events, r) < 0)
+        hvx_log(HVX_LOG_ERROR, r->options.name, "out of memory: a request of the guest may be lost");
+}
+
+static void end_saved(void *opaque)
+{
+    struct run *r = opaque;
+
+    say(r, "saved; the VM ends");
+    end(r, HVX_STATUS_SAVED);
+}
+
+static int save_end(struct run *r, json_t *request, struct hvx_error *err)
+{
+    int e = hvx_run_save_commit(&r->save, request, err);
+
+    if (e == 1 && hvx_loop_post(r->loop, end_saved, r) < 0)
+        return hvx_fail(err, -ENOMEM, "out of memory");
+    return e < 0 ? e : 0;
 }
 
 static int on_command(void *opaque, const char *command, json_t *request, json_t *answer, struct hvx_error *err)
@@ -230,6 +377,8 @@ static int on_command(void *opaque, const char *command, json_t *request, json_t
     struct run *r = opaque;
     const char *s;
 
+    if (hvx_run_save_busy(&r->save) && strcmp(command, "info") && strcmp(command, "kill") && strcmp(command, "save-end"))
+        return hvx_fail(err, -EBUSY, "the VM is being saved; wait for that, or end `hvx save`");
     if (!strcmp(command, "info")) {
         describe(r, answer);
     } else if (!strcmp(command, "stat")) {
@@ -255,10 +404,24 @@ static int on_command(void *opaque, const char *command, json_t *request, json_t
         if (r->user_paused)
             hvx_vm_resume(r->vm);
         r->user_paused = false;
+    } else if (!strcmp(command, "attach")) {
+        return attach(r, request, answer, err);
+    } else if (!strcmp(command, "detach")) {
+        return (s = string_of(request, "id", err)) ? hvx_vm_detach(r->vm, s, err) : -EINVAL;
+    } else if (!strcmp(command, "attached")) {
+        if (!(s = string_of(request, "id", err)))
+            return -EINVAL;
+        json_object_set_new(answer, "there", json_boolean(hvx_vm_attached(r->vm, s)));
+    } else if (!strcmp(command, "balloon")) {
+        return balloon(r, request, answer, err);
+    } else if (!strcmp(command, "save")) {
+        return save(r, err);
+    } else if (!strcmp(command, "save-end")) {
+        return save_end(r, request, err);
     } else if (!strcmp(command, "state-round-trip")) {
         return round_trip(r, answer, err);
     } else if (!strcmp(command, "screendump")) {
-        return (s = string_of(request, "file", err)) ? hvx_vm_screendump(r->vm, s, err) : -EINVAL;
+        return screendump(r, err);
     } else if (!strcmp(command, "sendkey")) {
         return (s = string_of(request, "keys", err)) ? hvx_vm_sendkey(r->vm, s, err) : -EINVAL;
     } else {
@@ -305,6 +468,47 @@ static int watch_signals(struct run *r)
     return fd < 0 ? -errno : hvx_loop_watch_new(r->loop, fd, true, false, on_signal, r, &r->signals);
 }
 
+static int confine(void *opaque, struct hvx_error *err)
+{
+    struct run *r = opaque;
+    char how[200];
+    int e;
+
+    if (r->options.no_confinement)
+        return 0;
+    e = hvx_tidy_start(err);
+    if (e == 0)
+        e = hvx_confine_process(HVX_CONFINE_VM, how, sizeof(how), err);
+    if (e == 0)
+        hvx_log(HVX_LOG_DEBUG, r->options.name, "%s", how);
+    return e;
+}
+
+static void show_restoring(void *opaque, uint64_t done, uint64_t total)
+{
+    struct run *r = opaque;
+    static uint64_t shown_ns;
+    uint64_t now = hvx_clock_ns();
+
+    if (r->options.quiet || !total || !isatty(2) || (now - shown_ns < 200000000u && done < total))
+        return;
+    shown_ns = now;
+    fprintf(stderr, done < total ? "\rhvx: reading %s: %3u %%" : "\r\033[K", r->options.restore,
+            (unsigned)(done * 100 / total));
+}
+
+static int open_restore(struct run *r, struct hvx_error *err)
+{
+    const struct hvx_saved_vm *v;
+    int e = hvx_restore_open(r->options.restore, show_restoring, r, &r->restore, err);
+
+    if (e < 0)
+        return e;
+    v = hvx_restore_info(r->restore);
+    r->options.machine.vm.uuid = v->uuid;
+    return 0;
+}
+
 static int start(struct run *r, struct hvx_registry *reg, struct hvx_error *err)
 {
     char why[400];
@@ -316,16 +520,37 @@ static int start(struct run *r, struct hvx_registry *reg, struct hvx_error *err)
     if (e < 0)
         return e;
     r->options.machine.vm.on_event = on_event;
+    r->options.machine.vm.before_guest = confine;
     r->options.machine.vm.opaque = r;
     r->options.machine.on_escape = on_escape;
     r->options.machine.escape_opaque = r;
+    if (r->options.restore && (e = open_restore(r, err)) < 0)
+        return e;
     e = hvx_machine_new(reg, &r->options.machine, &r->machine, why, sizeof(why), err);
     if (e < 0)
         return e;
     r->vm = hvx_machine_vm(r->machine);
     say(r, "%s", why);
     r->started_ns = hvx_clock_ns();
-    return hvx_vm_start(r->vm, err);
+    r->save = (struct hvx_run_save){.vm = r->vm, .loop = r->loop, .name = r->options.name, .command = r->command,
+                                    .resumed = save_resumed, .opaque = r};
+    if (r->restore)
+        hvx_vm_restore_from(r->vm, r->restore);
+    e = hvx_vm_start(r->vm, err);
+    hvx_restore_close(r->restore);
+    r->restore = NULL;
+    return e;
+}
+
+/* As it was typed, for whoever wants to restore the VM. */
+static void keep_command(struct run *r, int argc, char **argv)
+{
+    size_t n = (size_t)snprintf(r->command, sizeof(r->command), "hvx");
+
+    for (int i = 0; i < argc && n < sizeof(r->command); i++) {
+        bool plain = argv[i][0] && !argv[i][strcspn(argv[i], " \t\n\"'\\$`&|;<>()*?[]#~!")];
+        n += (size_t)snprintf(r->command + n, sizeof(r->command) - n, plain ? " %s" : " '%s'", argv[i]);
+    }
 }
 
 int hvx_cmd_run(int argc, char **argv)
@@ -344,32 +569,44 @@ int hvx_cmd_run(int argc, char **argv)
         return e - HVX_RUN_EXIT;
     }
     r->options.machine.vm.name = r->options.name;
+    keep_command(r, argc, argv);
     pthread_mutex_init(&r->mutex, NULL);
     hvx_log_set_level(r->options.log_level);
+    if (r->options.no_confinement)
+        hvx_log(HVX_LOG_WARN, r->options.name,
+                "--no-confinement: a guest that finds a hole in HVX can do what you can on this host");
+    else
+        hvx_confine_plan(r->options.name);
     /* Before the first thread: they inherit it. */
     hvx_vm_block_signals();
     e = hvx_conf_load(r->options.config, &conf, &err);
     if (e == 0)
         e = hvx_registry_new(conf, hvx_host_table(), &reg, &err);
+    r->registry = reg;
     if (e == 0)
         e = hvx_loop_new(&r->loop, &err);
     if (e == 0)
         e = start(r, reg, &err);
     if (e == 0) {
         hvx_loop_run(r->loop);
+        hvx_run_save_abort(&r->save, false);
         hvx_control_destroy(r->control);
         r->control = NULL;
     } else {
         r->status = HVX_STATUS_FAILED;
     }
     hvx_control_destroy(r->control);
-    hvx_machine_destroy(r->machine);
+    hvx_restore_close(r->restore);
+    hvx_machine_destroy(r->machine); /* closes the serial lines */
+    if (r->last_words[0])
+        hvx_log(r->last_level, r->options.name, "%s", r->last_words);
     if (e < 0)
         hvx_log(HVX_LOG_ERROR, "run", "%s", err.text);
     hvx_watch_del(r->signals);
     hvx_loop_destroy(r->loop);
     hvx_registry_destroy(reg);
     hvx_conf_destroy(conf);
+    hvx_tidy_finish();
     e = r->status;
     pthread_mutex_destroy(&r->mutex);
     free(r);

@@ -15,9 +15,10 @@
 #include <unistd.h>
 
 enum {
-    O_NAME = 256, O_CPUS, O_MEMORY, O_DISK, O_CDROM, O_KERNEL, O_INITRD, O_APPEND, O_FIRMWARE, O_UEFI_VARS, O_BOOT, O_MACHINE,
-    O_MACHINE_OPTION, O_NET, O_DEVICE, O_SERIAL, O_CONSOLE, O_DISPLAY, O_ENGINE, O_ENGINE_OPTION, O_CPU, O_NO_REBOOT,
-    O_NO_DEFAULTS, O_DEBUG_EXIT, O_CONFIG, O_NO_CONTROL, O_QUIET, O_VERBOSE, O_HELP,
+    O_NAME = 256, O_CPUS, O_MEMORY, O_DISK, O_CDROM, O_KERNEL, O_INITRD, O_APPEND, O_FIRMWARE, O_UEFI_VARS, O_BOOT,
+    O_MACHINE, O_MACHINE_OPTION, O_NET, O_DEVICE, O_SERIAL, O_CONSOLE, O_DISPLAY, O_ENGINE, O_ENGINE_OPTION, O_CPU,
+    O_NO_REBOOT, O_RESTORE, O_NO_DEFAULTS, O_DEBUG_EXIT, O_CONFIG, O_NO_CONTROL, O_NO_CONFINEMENT,
+    O_QUIET, O_VERBOSE, O_HELP,
 };
 
 static const struct {
@@ -46,11 +47,13 @@ static const struct {
     {O_ENGINE, "engine", "NAME|auto", "execution engine (default auto: the first of the ranking that works)"},
     {O_ENGINE_OPTION, "engine-option", "KEY=VALUE,...", "options of the engine"},
     {O_CPU, "cpu", "MODEL[,+F,-F...]", "processor shown to the guest (default host); --cpu help lists the models"},
+    {O_RESTORE, "restore", "FILE", "go on where hvx save has saved this VM; give its other options as then"},
     {O_NO_REBOOT, "no-reboot", NULL, "end instead of resetting"},
     {O_NO_DEFAULTS, "no-defaults", NULL, "no network card and RNG that was not asked for"},
     {O_DEBUG_EXIT, "debug-exit", "[PORT]", "let the guest end hvx by a port write, with status VALUE * 2 + 1"},
     {O_CONFIG, "config", "FILE", "read this hvx.conf"},
     {O_NO_CONTROL, "no-control", NULL, "no control socket: hvx ps does not see this VM"},
+    {O_NO_CONFINEMENT, "no-confinement", NULL, "dangerous: leave the process all its privileges and system calls"},
     {O_QUIET, "quiet", NULL, "print only errors"},
     {O_VERBOSE, "verbose", NULL, "print more"},
     {O_HELP, "help", NULL, "print this"},
@@ -77,7 +80,8 @@ static void help(void)
     }
     printf("\nOn the terminal ^] leaves and ends the VM; press it twice to send one to the guest.\n"
            "Exit status: 0 the guest powered off, 1 the host side failed, 2 wrong usage, 3 the guest panicked,\n"
-           "4 the engine failed, 5 triple fault with --no-reboot, 6 ended from outside.\n");
+           "4 the engine failed, 5 triple fault with --no-reboot, 6 ended from outside,\n"
+           "7 saved by hvx save.\n");
 }
 
 static int bad(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -166,11 +170,13 @@ static int apply(struct hvx_run_options *o, int id, const char *v)
         m->vm.cpu_model = v;
         o->cpu_help = !strcmp(v, "help");
         return 0;
+    case O_RESTORE: o->restore = v; return 0;
     case O_NO_REBOOT: o->no_reboot = true; return 0;
     case O_NO_DEFAULTS: m->no_defaults = true; return 0;
     case O_DEBUG_EXIT: m->debug_exit = v ? v : ""; return 0;
     case O_CONFIG: o->config = v; return 0;
     case O_NO_CONTROL: o->no_control = true; return 0;
+    case O_NO_CONFINEMENT: o->no_confinement = true; return 0;
     case O_QUIET: o->quiet = true; o->log_level = HVX_LOG_ERROR; return 0;
     case O_VERBOSE: o->log_level = HVX_LOG_DEBUG; return 0;
     default: return 0;

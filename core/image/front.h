@@ -49,6 +49,7 @@ struct hvx_blk {
     struct hvx_image *img;
     struct hvx_blk_info info;
     bool unsafe, ring_ok;
+    bool temporary; /* snapshot=on: img is an overlay that goes away */
     struct io_uring ring;
     int efd;
     struct hvx_watch *watch;

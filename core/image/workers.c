@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include "core/image/workers.h"
+#include "core/vm/confine.h"
 
 #include <signal.h>
 #include <string.h>
@@ -14,6 +15,7 @@ static void *worker_main(void *arg)
 {
     struct hvx_workers *w = arg;
     pthread_setname_np(pthread_self(), "hvx-disk");
+    hvx_confine_thread();
     pthread_mutex_lock(&w->lock);
     for (;;) {
         while (!w->head && !w->stopping) {
@@ -46,6 +48,7 @@ static int spawn_locked(struct hvx_workers *w)
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, STACK_BYTES);
     sigfillset(&all);
+    sigdelset(&all, SIGSYS); /* or a violation of the confinement has no message */
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int r = pthread_create(&w->threads[w->n_threads], &attr, worker_main, w);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Files of core/net, included by core/Makefile.am; paths are relative to core/.
-core_net_sources = net/net.h net/net.c net/port.h net/spec.c net/user.c net/tap.c net/csum.h net/csum.c net/gso.h \
+core_net_sources = net/net.h net/net.c net/port.h net/spec.c net/user.c net/user.h net/user_slirp.c net/link.c \
+    net/link.h net/tap.c net/csum.h net/csum.c net/gso.h \
     net/gso.c
 
 check_PROGRAMS += net/test_offload net/test_user net/fuzz_gso

@@ -176,6 +176,19 @@ static int adopt(int fd, bool *vnet, struct hvx_error *err)
     return fd;
 }
 
+int hvx_net_open_tap_fd(const char *text, struct hvx_error *err)
+{
+    struct hvx_net_spec spec;
+    int r = hvx_net_parse(text, &spec, err);
+    if (r)
+        return r;
+    if (spec.fd >= 0) {
+        bool vnet;
+        return adopt(spec.fd, &vnet, err);
+    }
+    return attach(&spec, err);
+}
+
 int hvx_net_tap_open(struct hvx_net *n, const struct hvx_net_spec *spec, struct hvx_error *err)
 {
     bool vnet = true;

@@ -1,389 +1,160 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * user.c - user networking: libslirp is the guest's router, DHCP server and
- * resolver, and turns its connections into sockets of this process. It needs
- * no privilege.
+ * user.c - user networking, the VM's half: starts the process that has the
+ * sockets, and passes frames to and fro.
  *
- * libslirp wants to be asked before each sleep which descriptors it waits
- * for, and told afterwards which are ready. libevent has no hook there, so
- * the set lives in an epoll of our own, which the loop watches as one
- * descriptor; it is brought up to date once after anything has happened.
+ * It is a process of its own because it must be able to open sockets for as
+ * long as the guest runs, which the VM's own process must not (confine.h). It
+ * is forked before the VM opens disks; guest RAM does not go along (ram.c).
  */
 #define _GNU_SOURCE
-#include "core/image/sg.h"
-#include "core/net/port.h"
+#include "core/net/link.h"
+#include "core/net/user.h"
+#include "core/vm/confine.h"
+#include "core/vm/internal.h"
 
-#include <arpa/inet.h>
+#include <fcntl.h>
 #include <poll.h>
-#include <slirp/libslirp.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <time.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-#define MAX_FDS 4096u
-#define IDLE_MS 60000u
+#define KEPT_FD 3
+#define GOODBYE_MS 3000
 
 struct user {
     struct hvx_net *net;
-    Slirp *slirp;
-    int epoll_fd, kick_fd;
-    struct hvx_watch *watch, *kick_watch;
-    struct hvx_timer *timer;
-    struct pollfd *fds; /* the set as of the last update */
-    unsigned n_fds;
-    int old[MAX_FDS]; /* scratch of update() */
-    uint16_t *events; /* by descriptor: what the epoll waits for, 0: not in it */
-    uint32_t *seen;   /* by descriptor: last update that named it */
-    uint32_t generation;
-    bool kicked;
-    uint8_t frame[HVX_NET_MAX_FRAME];
+    struct hvx_link *link;
+    pid_t pid;
+    int fd;
 };
 
-struct user_timer {
-    struct hvx_timer *timer;
-    struct user *u;
-    SlirpTimerCb cb;
-    SlirpTimerId id;
-    void *opaque;
-};
-
-static uint64_t now_ns(void)
+static bool on_record(void *opaque, uint32_t kind, uint8_t *bytes, size_t n)
 {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
-/* --- the set of descriptors ----------------------------------------------- */
-static void epoll_set(struct user *u, int fd, uint16_t events)
-{
-    struct epoll_event ev = {.events = events, .data.fd = fd};
-    uint16_t old = u->events[fd];
-    if (old == events)
-        return;
-    u->events[fd] = events;
-    if (!events) {
-        epoll_ctl(u->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
-        return;
-    }
-    /* The number may have been closed and used again behind our back. */
-    if (epoll_ctl(u->epoll_fd, old ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &ev))
-        epoll_ctl(u->epoll_fd, old ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &ev);
-}
-
-static int add_poll(int fd, int events, void *opaque)
-{
-    struct user *u = opaque;
-    uint16_t ev = 0;
-    if (fd < 0 || (unsigned)fd >= MAX_FDS || u->n_fds == MAX_FDS)
-        return -1;
-    if (events & SLIRP_POLL_IN)
-        ev |= POLLIN;
-    if (events & SLIRP_POLL_OUT)
-        ev |= POLLOUT;
-    if (events & SLIRP_POLL_PRI)
-        ev |= POLLPRI;
-    if (events & SLIRP_POLL_ERR)
-        ev |= POLLERR;
-    if (events & SLIRP_POLL_HUP)
-        ev |= POLLHUP;
-    u->fds[u->n_fds] = (struct pollfd){.fd = fd, .events = (short)ev};
-    if (u->seen[fd] != u->generation) {
-        u->seen[fd] = u->generation;
-        epoll_set(u, fd, ev);
-    }
-    return (int)u->n_fds++;
-}
-
-static int get_revents(int index, void *opaque)
-{
-    struct user *u = opaque;
-    if (index < 0 || (unsigned)index >= u->n_fds)
-        return 0;
-    short r = u->fds[index].revents;
-    return (r & POLLIN ? SLIRP_POLL_IN : 0) | (r & POLLOUT ? SLIRP_POLL_OUT : 0) | (r & POLLPRI ? SLIRP_POLL_PRI : 0) |
-           (r & POLLERR ? SLIRP_POLL_ERR : 0) | (r & POLLHUP ? SLIRP_POLL_HUP : 0);
-}
-
-static void update(struct user *u)
-{
-    uint32_t timeout = IDLE_MS;
-    u->generation++;
-    unsigned n_old = u->n_fds;
-    /* Descriptors of the old set that are not in the new one leave the epoll:
-     * it would report their hang-ups again and again. */
-    for (unsigned i = 0; i < n_old; i++)
-        u->old[i] = u->fds[i].fd;
-    u->n_fds = 0;
-    slirp_pollfds_fill(u->slirp, &timeout, add_poll, u);
-    for (unsigned i = 0; i < n_old; i++) {
-        if (u->seen[u->old[i]] != u->generation && u->events[u->old[i]])
-            epoll_set(u, u->old[i], 0);
-    }
-    hvx_timer_set(u->timer, now_ns() + (uint64_t)timeout * 1000000u);
-}
-
-static void run_slirp(struct user *u)
-{
-    int r = poll(u->fds, u->n_fds, 0);
-    slirp_pollfds_poll(u->slirp, r < 0, get_revents, u);
-    update(u);
-}
-
-static void on_ready(void *opaque, int fd, bool readable, bool writable)
-{
-    (void)fd;
-    (void)readable;
-    (void)writable;
-    run_slirp(opaque);
-}
-
-static void on_timer(void *opaque)
-{
-    run_slirp(opaque);
-}
-
-/* Ask for an update from the loop, once however many frames come first. */
-static void kick(struct user *u)
-{
-    uint64_t one = 1;
-    if (!u->kicked && write(u->kick_fd, &one, sizeof(one)) == sizeof(one))
-        u->kicked = true;
-}
-
-static void on_kick(void *opaque, int fd, bool readable, bool writable)
-{
-    struct user *u = opaque;
-    uint64_t n;
-    (void)readable;
-    (void)writable;
-    ssize_t got = read(fd, &n, sizeof(n));
-    (void)got;
-    u->kicked = false;
-    run_slirp(u);
-}
-
-/* --- what libslirp calls ------------------------------------------------------ */
-static ssize_t cb_send_packet(const void *buf, size_t n, void *opaque)
-{
-    struct user *u = opaque;
     struct hvx_net_meta verified = {.flags = 2}; /* libslirp has just computed it */
-    struct iovec v = {(void *)(uintptr_t)buf, n};
-    hvx_net_deliver(u->net, &v, 1, &verified, true);
-    return (ssize_t)n;
+    struct user *u = opaque;
+    struct iovec v = {bytes, n};
+
+    if (kind == HVX_LINK_GUEST_ERROR)
+        u->net->count.tx_bad++;
+    return kind != HVX_LINK_FRAME || hvx_net_deliver(u->net, &v, 1, &verified, false);
 }
 
-static void cb_guest_error(const char *msg, void *opaque)
+static void on_end(void *opaque, bool malformed)
 {
     struct user *u = opaque;
-    (void)msg;
-    u->net->count.tx_bad++; /* the guest's own affair; it shows in hvx stat */
+
+    (void)malformed;
+    hvx_log(HVX_LOG_ERROR, "user networking",
+            "its process has ended; the guest's network is dead until the VM is started again");
+    (void)u;
 }
 
-static int64_t cb_clock(void *opaque)
-{
-    (void)opaque;
-    return (int64_t)now_ns();
-}
+static const struct hvx_link_ops link_ops = {.record = on_record, .ended = on_end};
 
-static void timer_fired(void *opaque)
-{
-    struct user_timer *t = opaque;
-    if (t->cb)
-        t->cb(t->opaque);
-    else
-        slirp_handle_timer(t->u->slirp, t->id, t->opaque);
-    kick(t->u);
-}
-
-static void *timer_make(struct user *u, SlirpTimerCb cb, SlirpTimerId id, void *cb_opaque)
-{
-    struct user_timer *t = calloc(1, sizeof(*t));
-    if (!t || hvx_loop_timer_new(u->net->loop, timer_fired, t, &t->timer)) {
-        free(t);
-        return NULL;
-    }
-    t->u = u;
-    t->cb = cb;
-    t->id = id;
-    t->opaque = cb_opaque;
-    return t;
-}
-
-static void *cb_timer_new(SlirpTimerCb cb, void *cb_opaque, void *opaque)
-{
-    return timer_make(opaque, cb, SLIRP_TIMER_NUM, cb_opaque);
-}
-
-static void *cb_timer_new_opaque(SlirpTimerId id, void *cb_opaque, void *opaque)
-{
-    return timer_make(opaque, NULL, id, cb_opaque);
-}
-
-static void cb_timer_free(void *timer, void *opaque)
-{
-    struct user_timer *t = timer;
-    (void)opaque;
-    if (t) {
-        hvx_timer_del(t->timer);
-        free(t);
-    }
-}
-
-static void cb_timer_mod(void *timer, int64_t expire_ms, void *opaque)
-{
-    struct user_timer *t = timer;
-    (void)opaque;
-    if (t)
-        hvx_timer_set(t->timer, expire_ms > 0 ? (uint64_t)expire_ms * 1000000u : 0);
-}
-
-static void cb_register_fd(int fd, void *opaque)
-{
-    (void)fd;
-    (void)opaque;
-}
-
-static void cb_unregister_fd(int fd, void *opaque)
-{
-    struct user *u = opaque;
-    if (fd >= 0 && (unsigned)fd < MAX_FDS)
-        epoll_set(u, fd, 0); /* about to be closed */
-}
-
-static void cb_notify(void *opaque)
-{
-    kick(opaque);
-}
-
-static void cb_init_completed(Slirp *slirp, void *opaque)
-{
-    struct user *u = opaque;
-    u->slirp = slirp;
-}
-
-static const SlirpCb callbacks = {
-    .send_packet = cb_send_packet, .guest_error = cb_guest_error, .clock_get_ns = cb_clock, .timer_new = cb_timer_new,
-    .timer_free = cb_timer_free, .timer_mod = cb_timer_mod, .register_poll_fd = cb_register_fd,
-    .unregister_poll_fd = cb_unregister_fd, .notify = cb_notify, .init_completed = cb_init_completed,
-    .timer_new_opaque = cb_timer_new_opaque,
-};
-
-/* --- the back end ------------------------------------------------------------------ */
 static bool user_send(struct hvx_net *n, const struct iovec *iov, unsigned n_iov, const struct hvx_net_meta *meta)
 {
     struct user *u = n->priv;
-    size_t bytes = 0;
+
     (void)meta;
-    for (unsigned i = 0; i < n_iov; i++)
-        bytes += iov[i].iov_len;
-    if (n_iov == 1) {
-        slirp_input(u->slirp, iov[0].iov_base, (int)bytes);
-    } else {
-        hvx_sg_take(hvx_sg_of(iov, n_iov), u->frame, bytes);
-        slirp_input(u->slirp, u->frame, (int)bytes);
-    }
-    kick(u);
-    return true;
+    return hvx_link_put(u->link, HVX_LINK_FRAME, iov, n_iov);
 }
 
-static void user_free(struct user *u)
+static void user_resume(struct hvx_net *n)
 {
-    if (u->slirp)
-        slirp_cleanup(u->slirp);
-    if (u->watch)
-        hvx_watch_del(u->watch);
-    if (u->kick_watch)
-        hvx_watch_del(u->kick_watch);
-    if (u->timer)
-        hvx_timer_del(u->timer);
-    if (u->epoll_fd >= 0)
-        close(u->epoll_fd);
-    if (u->kick_fd >= 0)
-        close(u->kick_fd);
-    free(u->fds);
-    free(u->events);
-    free(u->seen);
-    free(u);
+    struct user *u = n->priv;
+
+    hvx_link_resume(u->link);
 }
 
 static void user_close(struct hvx_net *n)
 {
-    user_free(n->priv);
+    struct user *u = n->priv;
+    struct pollfd p = {.fd = u->fd, .events = POLLRDHUP};
+
     n->priv = NULL;
+    /* It ends when its socket does. Should it hang, it dies with us (PR_SET_PDEATHSIG). */
+    shutdown(u->fd, SHUT_WR);
+    for (int left = GOODBYE_MS; left > 0 && poll(&p, 1, 100) <= 0; left -= 100)
+        ;
+    hvx_link_free(u->link);
+    while (waitpid(u->pid, NULL, p.revents & POLLRDHUP ? 0 : WNOHANG) < 0 && errno == EINTR)
+        ;
+    free(u);
 }
 
-static const struct hvx_net_backend user_backend = {.can = 0, .send = user_send, .close = user_close};
+static const struct hvx_net_backend user_backend = {
+    .can = 0, .send = user_send, .resume = user_resume, .close = user_close};
 
-static int add_forwards(struct user *u, const struct hvx_net_spec *spec, struct hvx_error *err)
+/* In the child. */
+__attribute__((noreturn)) static void child(int fd, pid_t parent, const struct hvx_net_spec *spec)
 {
-    for (unsigned i = 0; i < spec->n_fwd; i++) {
-        const struct hvx_net_hostfwd *f = &spec->fwd[i];
-        struct in_addr host = {htonl(f->host_addr)};
-        struct in_addr guest = {htonl(f->guest_addr ? f->guest_addr : spec->net + 15)};
-        errno = 0;
-        if (slirp_add_hostfwd(u->slirp, f->udp, host, f->host_port, guest, f->guest_port) < 0) {
-            char text[INET_ADDRSTRLEN];
-            int e = errno ? errno : EADDRINUSE;
-            inet_ntop(AF_INET, &host, text, sizeof(text));
-            return hvx_fail(err, -e, "--net: cannot forward %s port %u of %s: %s. Choose another host port%s",
-                            f->udp ? "UDP" : "TCP", f->host_port, text, strerror(e),
-                            f->host_port < 1024 ? " of 1024 or more: lower ones need a privilege" : "");
-        }
-    }
-    return 0;
+    int null = open("/dev/null", O_RDWR);
+
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(0);
+    prctl(PR_SET_NAME, "hvx-net");
+    dup2(null, 0);
+    dup2(null, 1);
+    if (fd != KEPT_FD)
+        dup2(fd, KEPT_FD);
+    close_range(KEPT_FD + 1, ~0u, 0);
+    hvx_net_user_main(KEPT_FD, spec);
 }
 
-static int make_slirp(struct user *u, const struct hvx_net_spec *spec, struct hvx_error *err)
+static int hear_answer(int fd, struct hvx_error *err)
 {
-    SlirpConfig cfg = {
-        .version = SLIRP_CONFIG_VERSION_MAX, .restricted = spec->restricted, .in_enabled = true,
-        .vnetwork.s_addr = htonl(spec->net), .vnetmask.s_addr = htonl(spec->mask), .vhost.s_addr = htonl(spec->net + 2),
-        .vnameserver.s_addr = htonl(spec->net + 3), .vdhcp_start.s_addr = htonl(spec->net + 15), .in6_enabled = true,
-        .vprefix_len = 64,
-    };
-    inet_pton(AF_INET6, "fec0::", &cfg.vprefix_addr6);
-    inet_pton(AF_INET6, "fec0::2", &cfg.vhost6);
-    inet_pton(AF_INET6, "fec0::3", &cfg.vnameserver6);
-    u->slirp = slirp_new(&cfg, &callbacks, u);
-    if (!u->slirp)
-        return hvx_fail(err, -EIO, "--net user: libslirp %s refuses this configuration", slirp_version_string());
-    return 0;
+    struct hvx_error answer;
+    ssize_t n;
+
+    do
+        n = recv(fd, &answer, sizeof(answer), MSG_WAITALL);
+    while (n < 0 && errno == EINTR);
+    if (n != sizeof(answer))
+        return hvx_fail(err, -EIO, "the process of user networking died at its start");
+    answer.text[sizeof(answer.text) - 1] = 0;
+    return answer.code ? hvx_fail(err, answer.code, "%s", answer.text) : 0;
 }
 
 int hvx_net_user_open(struct hvx_net *n, const struct hvx_net_spec *spec, struct hvx_error *err)
 {
     struct user *u = calloc(1, sizeof(*u));
-    if (!u)
-        return hvx_fail(err, -ENOMEM, "no memory for user networking");
+    pid_t parent = getpid();
+    int fd[2], r;
+
+    if (hvx_confined()) {
+        free(u);
+        return hvx_fail(err, -EPERM, "user networking needs a process of its own, which a running, confined VM cannot "
+                                     "start: give it at the start of the VM, or pass an opened TAP");
+    }
+    if (!u || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) < 0) {
+        free(u);
+        return hvx_fail(err, -ENOMEM, "no memory or descriptors for user networking");
+    }
     u->net = n;
-    u->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    u->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    u->fds = calloc(MAX_FDS, sizeof(u->fds[0]));
-    u->events = calloc(MAX_FDS, sizeof(u->events[0]));
-    u->seen = calloc(MAX_FDS, sizeof(u->seen[0]));
-    int r = u->epoll_fd >= 0 && u->kick_fd >= 0 && u->fds && u->events && u->seen ? 0 : -ENOMEM;
-    if (!r)
-        r = hvx_loop_timer_new(n->loop, on_timer, u, &u->timer);
-    if (!r)
-        r = hvx_loop_watch_new(n->loop, u->epoll_fd, true, false, on_ready, u, &u->watch);
-    if (!r)
-        r = hvx_loop_watch_new(n->loop, u->kick_fd, true, false, on_kick, u, &u->kick_watch);
-    if (r)
-        hvx_fail(err, r, "no memory or descriptors for user networking");
-    else
-        r = make_slirp(u, spec, err);
-    if (!r)
-        r = add_forwards(u, spec, err);
+    u->fd = fd[0];
+    u->pid = fork();
+    if (u->pid == 0)
+        child(fd[1], parent, spec);
+    close(fd[1]);
+    r = u->pid < 0 ? hvx_fail(err, -errno, "cannot start a process for user networking: %s", strerror(errno))
+                   : hear_answer(u->fd, err);
+    if (!r && (r = hvx_link_new(n->loop, u->fd, HVX_NET_MAX_FRAME, &link_ops, u, &u->link)) < 0)
+        hvx_fail(err, r, "no memory for user networking");
     if (r) {
-        user_free(u);
+        close(u->fd);
+        if (u->pid > 0)
+            while (waitpid(u->pid, NULL, 0) < 0 && errno == EINTR)
+                ;
+        free(u);
         return r;
     }
     n->priv = u;
     n->backend = &user_backend;
-    kick(u);
     return 0;
 }

@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include "core/vm/chr.h"
+#include "core/vm/tidy.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -35,6 +36,7 @@ struct hvx_chr {
     struct hvx_chr_ops ops;
     void *opaque;
     bool attached, deliver_posted, flush_posted, swallow;
+    bool mid_line; /* what left last was no end of a line */
     uint8_t in[IN_SIZE], out[OUT_SIZE];
     size_t in_pos, in_n, out_head, out_n;
     /* leaving by ^] */
@@ -90,6 +92,7 @@ static void flush(void *opaque)
         }
         c->out_head = (c->out_head + (size_t)w) & (OUT_SIZE - 1);
         c->out_n -= (size_t)w;
+        c->mid_line = c->out[(c->out_head - 1) & (OUT_SIZE - 1)] != '\n';
     }
     want_output(c, false);
 }
@@ -303,6 +306,7 @@ static int open_unix(struct hvx_chr *c, const char *path, struct hvx_error *err)
     if (r < 0 || listen(c->listen_fd, 2) < 0)
         return hvx_fail(err, -errno, "serial line unix:%s: cannot listen: %s", path, strerror(errno));
     c->unlink_path = strdup(path);
+    hvx_tidy_add(path);
     return hvx_loop_watch_new(c->loop, c->listen_fd, true, false, client_came, c, &c->listen_watch);
 }
 
@@ -416,6 +420,9 @@ static void flush_at_close(struct hvx_chr *c)
             nanosleep(&wait, NULL);
         }
     }
+    /* On a terminal that messages share they begin on a line of their own. */
+    if (c == terminal_user && c->mid_line && isatty(1) && isatty(2))
+        (void)!write(1, "\r\n", 2);
 }
 
 void hvx_chr_close(struct hvx_chr *c)
@@ -434,7 +441,7 @@ void hvx_chr_close(struct hvx_chr *c)
         hvx_watch_del(c->listen_watch);
         close(c->listen_fd);
         if (c->unlink_path)
-            unlink(c->unlink_path);
+            hvx_tidy_remove(c->unlink_path);
     } else {
         close_input(c);
         hvx_watch_del(c->out_watch);

@@ -86,7 +86,28 @@ bool hvx_control_alive(const struct sockaddr_un *a)
     return fd >= 0;
 }
 
-static int exchange(int fd, const char *text, char **line, struct hvx_error *err)
+/* send(), with descriptors along with the first byte. */
+static ssize_t send_some(int fd, const char *text, size_t n, const int *fds, unsigned n_fds)
+{
+    union {
+        struct cmsghdr head;
+        char room[CMSG_SPACE(HVX_CONTROL_MAX_FDS * sizeof(int))];
+    } control = {0};
+    struct iovec v = {(void *)(uintptr_t)text, n};
+    struct msghdr m = {.msg_iov = &v, .msg_iovlen = 1};
+
+    if (n_fds) {
+        m.msg_control = &control;
+        m.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+        control.head.cmsg_level = SOL_SOCKET;
+        control.head.cmsg_type = SCM_RIGHTS;
+        control.head.cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+        memcpy(CMSG_DATA(&control.head), fds, n_fds * sizeof(int));
+    }
+    return sendmsg(fd, &m, MSG_NOSIGNAL);
+}
+
+static int exchange(int fd, const char *text, const int *fds, unsigned n_fds, char **line, struct hvx_error *err)
 {
     size_t n = 0, size = 4096;
     char *buf = malloc(size);
@@ -95,7 +116,7 @@ static int exchange(int fd, const char *text, char **line, struct hvx_error *err
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait));
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof(wait));
     for (size_t done = 0, all = strlen(text); buf && done < all;) {
-        ssize_t w = send(fd, text + done, all - done, MSG_NOSIGNAL);
+        ssize_t w = send_some(fd, text + done, all - done, fds, done ? 0 : n_fds);
         if (w <= 0 && errno != EINTR) {
             free(buf);
             return hvx_fail(err, -EIO, "the VM does not take requests: %s", strerror(errno));
@@ -130,6 +151,12 @@ static int exchange(int fd, const char *text, char **line, struct hvx_error *err
 
 int hvx_control_call(const char *name, json_t *request, json_t **answer, struct hvx_error *err)
 {
+    return hvx_control_call_fds(name, request, NULL, 0, answer, err);
+}
+
+int hvx_control_call_fds(const char *name, json_t *request, const int *fds, unsigned n_fds, json_t **answer,
+                         struct hvx_error *err)
+{
     struct sockaddr_un a;
     char *text, *line = NULL;
     json_t *reply;
@@ -154,7 +181,13 @@ int hvx_control_call(const char *name, json_t *request, json_t **answer, struct 
             memcpy(with_end + n, "\n", 2);
         text = with_end;
     }
-    r = text ? exchange(fd, text, &line, err) : hvx_fail(err, -ENOMEM, "out of memory");
+    if (n_fds > HVX_CONTROL_MAX_FDS) {
+        free(text);
+        close(fd);
+        return hvx_fail(err, -E2BIG, "VM '%s': %u descriptors with one request; at most %u are possible", name, n_fds,
+                        HVX_CONTROL_MAX_FDS);
+    }
+    r = text ? exchange(fd, text, fds, n_fds, &line, err) : hvx_fail(err, -ENOMEM, "out of memory");
     free(text);
     close(fd);
     if (r < 0)

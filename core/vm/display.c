@@ -5,6 +5,7 @@
  */
 #include "core/vm/internal.h"
 
+#include <fcntl.h>
 #include <png.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -75,23 +76,24 @@ static int write_png(FILE *f, const uint32_t *pixels, uint32_t width, uint32_t h
     return 0;
 }
 
-int hvx_vm_screendump(struct hvx_vm *vm, const char *path, struct hvx_error *err)
+int hvx_vm_screendump(struct hvx_vm *vm, int fd, struct hvx_error *err)
 {
     uint32_t *pixels = NULL, width = 0, height = 0;
     FILE *f;
-    int r = grab(vm, &pixels, &width, &height, err);
+    int own, r = grab(vm, &pixels, &width, &height, err);
 
     if (r < 0)
         return r;
-    f = fopen(path, "we");
+    own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    f = own < 0 ? NULL : fdopen(own, "w");
     if (!f) {
-        r = hvx_fail(err, -errno, "screendump: cannot create %s: %s", path, strerror(errno));
+        r = hvx_fail(err, -errno, "screendump: cannot write to the file: %s", strerror(errno));
+        if (own >= 0)
+            close(own);
     } else {
         r = write_png(f, pixels, width, height);
-        if (fclose(f) || r < 0) {
-            unlink(path);
-            r = hvx_fail(err, -EIO, "screendump: writing %s failed; is the disk full?", path);
-        }
+        if (fclose(f) || r < 0)
+            r = hvx_fail(err, -EIO, "screendump: writing the file failed; is the disk full?");
     }
     free(pixels);
     return r;

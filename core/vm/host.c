@@ -10,6 +10,7 @@
 #include "core/net/net.h"
 #include "core/vm/chr.h"
 #include "core/vm/internal.h"
+#include "core/vm/confine.h"
 #include <hvx/plugin.h>
 
 #include <stdlib.h>
@@ -421,6 +422,12 @@ static const struct hvx_host host_table = {
     .input_add = input_add,
     .vcpu_set_regs = vcpu_set_regs,
     .power_button_set = power_button_set,
+    .is_confined = hvx_confined,
+    .mem_discard = hvx_vm_mem_discard,
+    .balloon_set = hvx_vm_balloon_set,
+    .hotplug_set = hvx_vm_hotplug_set,
+    .pci_eject = hvx_vm_pci_eject,
+    .irq_tick = hvx_vm_irq_tick,
 };
 
 const struct hvx_host *hvx_host_table(void)

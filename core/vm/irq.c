@@ -28,6 +28,27 @@ void hvx_vm_irq_set(struct hvx_vm *vm, unsigned gsi, bool level)
     pthread_mutex_unlock(&vm->irq_mutex);
 }
 
+void hvx_vm_irq_tick(struct hvx_vm *vm, unsigned gsi, unsigned n)
+{
+    if (gsi >= HVX_N_GSI)
+        return;
+    if (n > HVX_TICKS_OWED_MAX)
+        n = HVX_TICKS_OWED_MAX;
+    pthread_mutex_lock(&vm->irq_mutex);
+    vm->isa_level[gsi] = false;
+    update_locked(vm, gsi);
+    if (vm->engine && !vm->irq_out[gsi]) { /* else a PCI function holds the line: no edge can come through */
+        vm->n_irqs[gsi] += n;
+        if (vm->engine->irq_tick) {
+            vm->engine->irq_tick(vm->engine_vm, gsi, n);
+        } else if (n) {
+            vm->engine->irq_line(vm->engine_vm, gsi, true);
+            vm->engine->irq_line(vm->engine_vm, gsi, false);
+        }
+    }
+    pthread_mutex_unlock(&vm->irq_mutex);
+}
+
 void hvx_vm_irq_count(struct hvx_vm *vm, unsigned gsi, int delta)
 {
     if (gsi >= HVX_N_GSI)

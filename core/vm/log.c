@@ -45,10 +45,19 @@ void hvx_log(int level, const char *who, const char *fmt, ...)
     va_end(ap);
 }
 
+static _Thread_local uint64_t frozen_ns;
+
+void hvx_clock_freeze(uint64_t ns)
+{
+    frozen_ns = ns;
+}
+
 uint64_t hvx_clock_ns(void)
 {
     struct timespec ts;
 
+    if (frozen_ns)
+        return frozen_ns;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }

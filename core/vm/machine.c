@@ -4,13 +4,13 @@
  */
 #define _GNU_SOURCE
 #include "core/vm/machine.h"
+#include "core/vm/disk_spec.h"
 #include "core/image/blk.h"
 #include "core/net/net.h"
 #include "core/vm/chr.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 struct hvx_machine {
     struct hvx_vm *vm;
@@ -18,6 +18,8 @@ struct hvx_machine {
     unsigned n_configs;
     const char *disk_id[HVX_MACHINE_MAX + 1], *net_id[HVX_MACHINE_MAX];
     char disk_if[HVX_MACHINE_MAX][32];
+    char disk_options[HVX_MACHINE_MAX][1024]; /* of the device in front of it */
+    char net_model[HVX_MACHINE_MAX][48], net_options[HVX_MACHINE_MAX][1024];
     const char *cdrom_id;
 };
 
@@ -109,23 +111,34 @@ static bool has_option(const struct hvx_device_type *type, const char *name)
     return false;
 }
 
+/* The back end that the options of a device name, for `hvx detach`. */
+static const char *backend_of(const struct hvx_device_type *type, const struct hvx_config *c)
+{
+    static const char *const keys[] = {"drive", "drives", "netdev"};
+
+    for (unsigned i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
+        if (has_option(type, keys[i]) && hvx_config_is_set(c, keys[i]))
+            return hvx_config_string(c, keys[i]);
+    return NULL;
+}
+
 /* An instance with the option `key` = `value` (both may be NULL) and what
- * `text` ("k=v,k=v", may be NULL) says. */
+ * `text` ("k=v,k=v", may be NULL) says; `from` is the option that a message names. */
 static int add_instance(struct hvx_machine *m, const struct hvx_device_entry *d, const char *key, const char *value,
-                        const char *text, struct hvx_error *err)
+                        const char *text, const char *from, struct hvx_error *err)
 {
     struct hvx_config *c;
     char where[80];
     int r = new_config(m, d->type, &c, err);
 
-    snprintf(where, sizeof(where), "--device %s", d->type->name);
+    snprintf(where, sizeof(where), "%s %s", from, d->type->name);
     if (r == 0 && text)
         r = hvx_config_parse(c, text, where, err);
     if (r == 0 && key)
         r = hvx_config_set(c, key, value, where, err);
     if (r == 0)
         r = hvx_config_check(c, where, err);
-    return r < 0 ? r : hvx_vm_add_device(m->vm, d->type, d->plugin->ctx, c, err);
+    return r < 0 ? r : hvx_vm_add_device(m->vm, d->type, d->plugin->ctx, c, backend_of(d->type, c), err);
 }
 
 static int role_missing(struct hvx_error *err, const char *what)
@@ -134,111 +147,6 @@ static int role_missing(struct hvx_error *err, const char *what)
 }
 
 /* --- disks ------------------------------------------------------------------------- */
-
-struct disk_spec {
-    char *text;
-    struct hvx_blk_open open;
-    const char *iface;
-};
-
-static int yes_no(const char *key, const char *value, bool *out, struct hvx_error *err)
-{
-    if (!strcmp(value, "on") || !strcmp(value, "yes") || !strcmp(value, "true") || !value[0])
-        *out = true;
-    else if (!strcmp(value, "off") || !strcmp(value, "no") || !strcmp(value, "false"))
-        *out = false;
-    else
-        return hvx_fail(err, -EINVAL, "--disk: %s=%s: say on or off", key, value);
-    return 0;
-}
-
-static int disk_option(struct disk_spec *d, const char *key, const char *value, struct hvx_error *err)
-{
-    if (!strcmp(key, "file"))
-        d->open.path = value;
-    else if (!strcmp(key, "format"))
-        d->open.format = value;
-    else if (!strcmp(key, "if"))
-        d->iface = value;
-    else if (!strcmp(key, "cache"))
-        d->open.cache = value;
-    else if (!strcmp(key, "aio"))
-        d->open.aio = value;
-    else if (!strcmp(key, "serial"))
-        d->open.serial = value;
-    else if (!strcmp(key, "snapshot"))
-        return yes_no(key, value, &d->open.snapshot, err);
-    else if (!strcmp(key, "readonly"))
-        return yes_no(key, value, &d->open.read_only, err);
-    else if (!strcmp(key, "allow-backing-outside"))
-        return yes_no(key, value, &d->open.allow_backing_outside, err);
-    else
-        return hvx_fail(err, -EINVAL,
-                        "--disk: no option '%s'; there are file, format, if, cache, aio, serial, snapshot, readonly, "
-                        "allow-backing-outside",
-                        key);
-    return 0;
-}
-
-static const char *format_of_name(const char *path)
-{
-    const char *dot = strrchr(path, '.');
-
-    if (dot && (!strcasecmp(dot, ".qcow2") || !strcasecmp(dot, ".qcow")))
-        return "qcow2";
-    if (dot && (!strcasecmp(dot, ".raw") || !strcasecmp(dot, ".img") || !strcasecmp(dot, ".iso")))
-        return "raw";
-    return NULL;
-}
-
-/* file=PATH,format=F,...; the first part may be a plain path. A comma in a
- * value is doubled. */
-static int parse_disk(const char *text, struct disk_spec *d, struct hvx_error *err)
-{
-    char *in, *part;
-    bool first = true;
-
-    memset(d, 0, sizeof(*d));
-    d->text = strdup(text);
-    if (!d->text)
-        return hvx_fail(err, -ENOMEM, "--disk: out of memory");
-    for (part = in = d->text; part; first = false) {
-        char *out = part, *eq, *next = NULL;
-        int r;
-        for (in = part; *in; in++) {
-            if (*in == ',' && in[1] != ',') {
-                next = in + 1;
-                break;
-            }
-            if (*in == ',')
-                in++;
-            *out++ = *in;
-        }
-        *out = 0;
-        eq = strchr(part, '=');
-        if (first && (!eq || strchr(part, '/') < eq) && (!eq || strchr(part, '/')))
-            r = disk_option(d, "file", part, err);
-        else if (!eq)
-            r = disk_option(d, part, "", err);
-        else {
-            *eq = 0;
-            r = disk_option(d, part, eq + 1, err);
-        }
-        if (r < 0)
-            return r;
-        part = next;
-    }
-    if (!d->open.path || !d->open.path[0])
-        return hvx_fail(err, -EINVAL, "--disk %s: no file is named; say --disk PATH or --disk file=PATH,...", text);
-    if (!d->open.format)
-        d->open.format = format_of_name(d->open.path);
-    if (!d->open.format)
-        return hvx_fail(err, -EINVAL,
-                        "--disk %s: the name does not tell the format (.qcow2, .raw, .img do); add format=raw or "
-                        "format=qcow2",
-                        text);
-    return 0;
-}
 
 static int open_blk(struct hvx_machine *m, const struct hvx_blk_open *open, const char **id, struct hvx_error *err)
 {
@@ -253,12 +161,13 @@ static int open_blk(struct hvx_machine *m, const struct hvx_blk_open *open, cons
 static int open_disks(struct hvx_machine *m, const struct hvx_machine_options *o, struct hvx_error *err)
 {
     for (unsigned i = 0; i < o->n_disks; i++) {
-        struct disk_spec d;
-        int r = parse_disk(o->disk[i], &d, err);
+        struct hvx_disk_spec d;
+        int r = hvx_disk_spec_parse(o->disk[i], &d, err);
         if (r == 0)
             r = open_blk(m, &d.open, &m->disk_id[i], err);
         if (r == 0)
             snprintf(m->disk_if[i], sizeof(m->disk_if[i]), "%s", d.iface ? d.iface : "");
+        memcpy(m->disk_options[i], d.device, sizeof(d.device));
         free(d.text);
         if (r < 0)
             return r;
@@ -277,11 +186,17 @@ static int open_nets(struct hvx_machine *m, const struct hvx_machine_options *o,
     unsigned n = 0;
 
     for (unsigned i = 0; i < o->n_nets; i++) {
+        struct hvx_net_words words;
         struct hvx_net *net;
         int r;
         if (!strcmp(o->net[i], "none"))
             continue;
-        r = hvx_net_open(hvx_vm_loop(m->vm), o->net[i], n, &net, err);
+        r = hvx_net_spec_split(o->net[i], &words, err);
+        if (r < 0)
+            return r;
+        memcpy(m->net_model[n], words.model, sizeof(words.model));
+        memcpy(m->net_options[n], words.device, sizeof(words.device));
+        r = hvx_net_open(hvx_vm_loop(m->vm), words.backend, n, &net, err);
         if (r == 0)
             hvx_net_name_vm(net, o->vm.name, n); /* the MAC address follows the VM's name */
         if (r == 0 && (r = hvx_vm_add_net(m->vm, net, &m->net_id[n], err)) < 0)
@@ -306,9 +221,31 @@ static int open_chr(struct hvx_machine *m, const struct hvx_machine_options *o, 
 
 /* --- the board ------------------------------------------------------------------------- */
 
+/* The device type behind an if=; NULL: none. *place: it is no type but a place on the board. */
+const struct hvx_device_entry *hvx_machine_disk_type(const struct hvx_registry *reg, const char *iface, bool *place,
+                                                     struct hvx_error *err)
+{
+    const struct hvx_device_entry *d;
+    bool scsi = iface && !strcmp(iface, "scsi");
+
+    *place = false;
+    if (!iface || !iface[0] || scsi || !strcmp(iface, "disk")) {
+        d = hvx_registry_device_by_role(reg, scsi ? HVX_ROLE_SCSI : HVX_ROLE_DISK);
+        if (!d)
+            role_missing(err, scsi ? "a SCSI adapter (role scsi)" : "a disk (role disk)");
+        return d;
+    }
+    d = hvx_registry_device(reg, iface);
+    *place = !d;
+    return d;
+}
+
 static bool for_board(const struct hvx_machine *m, const struct hvx_registry *reg, unsigned disk)
 {
-    return m->disk_if[disk][0] && strcmp(m->disk_if[disk], "disk") && !hvx_registry_device(reg, m->disk_if[disk]);
+    bool place;
+
+    (void)hvx_machine_disk_type(reg, m->disk_if[disk], &place, NULL);
+    return place;
 }
 
 /* Hand a disk to the board's first free option ide0..ide3, or to `place`. */
@@ -350,29 +287,61 @@ static int add_board(struct hvx_machine *m, struct hvx_registry *reg, const stru
         *cdrom_done = true;
     }
     for (unsigned i = 0; i < o->n_disks && r == 0; i++)
-        if (for_board(m, reg, i))
+        if (for_board(m, reg, i) && m->disk_options[i][0])
+            r = hvx_fail(err, -EINVAL, "--disk: if=%s knows no option \"%s\"; options of the disk are file, format, if, "
+                         "media, cache, aio, serial, snapshot, readonly, allow-backing-outside", m->disk_if[i],
+                         m->disk_options[i]);
+        else if (for_board(m, reg, i))
             r = give_to_board(d->type, c, m->disk_id[i], NULL, err);
     if (r == 0)
         r = hvx_config_check(c, "--machine-option", err);
-    return r < 0 ? r : hvx_vm_add_device(m->vm, d->type, d->plugin->ctx, c, err);
+    return r < 0 ? r : hvx_vm_add_device(m->vm, d->type, d->plugin->ctx, c, NULL, err);
+}
+
+/* All disks of this type, from number `first` on, share one adapter. */
+static int add_adapter(struct hvx_machine *m, struct hvx_registry *reg, const struct hvx_device_entry *d,
+                       unsigned first, unsigned n_disks, bool done[], struct hvx_error *err)
+{
+    char drives[HVX_MACHINE_MAX * 8] = "", options[HVX_MACHINE_MAX * 64] = "";
+    size_t n = 0, k = 0;
+
+    for (unsigned i = first; i < n_disks; i++) {
+        bool place;
+        if (done[i] || hvx_machine_disk_type(reg, m->disk_if[i], &place, NULL) != d)
+            continue;
+        done[i] = true;
+        n += (size_t)snprintf(drives + n, sizeof(drives) - n, "%s%s", n ? ":" : "", m->disk_id[i]);
+        if (!m->disk_options[i][0])
+            continue;
+        k += (size_t)snprintf(options + k, sizeof(options) - k, "%s%s", k ? "," : "", m->disk_options[i]);
+        if (k >= sizeof(options))
+            return hvx_fail(err, -E2BIG, "--disk: too many options for one %s", d->type->name);
+    }
+    return add_instance(m, d, "drives", drives, options, "--disk", err);
 }
 
 static int add_drives(struct hvx_machine *m, struct hvx_registry *reg, const struct hvx_machine_options *o,
                       bool cdrom_done, struct hvx_error *err)
 {
     const struct hvx_device_entry *d;
+    bool done[HVX_MACHINE_MAX] = {false}, place;
     int r = 0;
 
     for (unsigned i = 0; i < o->n_disks && r == 0; i++) {
-        if (for_board(m, reg, i))
+        if (done[i])
             continue;
-        d = m->disk_if[i][0] && strcmp(m->disk_if[i], "disk") ? hvx_registry_device(reg, m->disk_if[i])
-                                                               : hvx_registry_device_by_role(reg, HVX_ROLE_DISK);
-        r = d ? add_instance(m, d, "drive", m->disk_id[i], NULL, err) : role_missing(err, "a disk (role disk)");
+        d = hvx_machine_disk_type(reg, m->disk_if[i], &place, err);
+        if (place)
+            continue;
+        if (!d)
+            return -ENOENT;
+        r = has_option(d->type, "drives")
+                ? add_adapter(m, reg, d, i, o->n_disks, done, err)
+                : add_instance(m, d, "drive", m->disk_id[i], m->disk_options[i], "--disk", err);
     }
     if (r == 0 && m->cdrom_id && !cdrom_done) {
         d = hvx_registry_device_by_role(reg, HVX_ROLE_CDROM);
-        r = d ? add_instance(m, d, "drive", m->cdrom_id, NULL, err) : role_missing(err, "a CD-ROM drive");
+        r = d ? add_instance(m, d, "drive", m->cdrom_id, NULL, "--cdrom", err) : role_missing(err, "a CD-ROM drive");
     }
     return r;
 }
@@ -390,7 +359,39 @@ static int add_named(struct hvx_machine *m, struct hvx_registry *reg, const char
         return hvx_fail(err, -ENOENT, "--device %s: no such device type; there are: %s", name, names);
     if (d->type->role == HVX_ROLE_MACHINE)
         return hvx_fail(err, -EINVAL, "--device %s: this is a board; choose it with --machine", name);
-    return add_instance(m, d, NULL, NULL, text[n] ? text + n + 1 : NULL, err);
+    return add_instance(m, d, NULL, NULL, text[n] ? text + n + 1 : NULL, "--device", err);
+}
+
+/* Is one of the --device of this role? */
+static bool names_role(const struct hvx_registry *reg, const struct hvx_machine_options *o, uint32_t role)
+{
+    for (unsigned i = 0; i < o->n_devices; i++) {
+        char name[64];
+        const struct hvx_device_entry *d;
+        snprintf(name, sizeof(name), "%.*s", (int)strcspn(o->device[i], ","), o->device[i]);
+        if ((d = hvx_registry_device(reg, name)) && d->type->role == role)
+            return true;
+    }
+    return false;
+}
+
+const struct hvx_device_entry *hvx_machine_net_type(const struct hvx_registry *reg, const char *model,
+                                                    struct hvx_error *err)
+{
+    const struct hvx_device_entry *d;
+
+    if (!model || !model[0]) {
+        d = hvx_registry_device_by_role(reg, HVX_ROLE_NIC);
+        if (!d)
+            role_missing(err, "a network card (role nic); or say --net none");
+        return d;
+    }
+    d = hvx_registry_device(reg, model);
+    if (!d || d->type->role != HVX_ROLE_NIC) {
+        hvx_fail(err, -ENOENT, "--net: model=%s is no network card; `hvx plugin list` shows the types", model);
+        return NULL;
+    }
+    return d;
 }
 
 static int add_devices(struct hvx_machine *m, struct hvx_registry *reg, const struct hvx_machine_options *o,
@@ -403,15 +404,14 @@ static int add_devices(struct hvx_machine *m, struct hvx_registry *reg, const st
     if (r == 0)
         r = add_drives(m, reg, o, cdrom_done, err);
     for (unsigned i = 0; i < HVX_MACHINE_MAX && m->net_id[i] && r == 0; i++) {
-        d = hvx_registry_device_by_role(reg, HVX_ROLE_NIC);
-        r = d ? add_instance(m, d, "netdev", m->net_id[i], NULL, err)
-              : role_missing(err, "a network card (role nic); or say --net none");
+        d = hvx_machine_net_type(reg, m->net_model[i], err);
+        r = d ? add_instance(m, d, "netdev", m->net_id[i], m->net_options[i], "--net", err) : -ENOENT;
     }
     if (r == 0 && !o->no_defaults && (d = hvx_registry_device_by_role(reg, HVX_ROLE_RNG)))
-        r = add_instance(m, d, NULL, NULL, NULL, err);
+        r = add_instance(m, d, NULL, NULL, NULL, "default", err);
     if (r == 0 && o->console) {
         d = hvx_registry_device_by_role(reg, HVX_ROLE_CONSOLE);
-        r = d ? add_instance(m, d, "chardev", "console0", NULL, err) : role_missing(err, "a console device");
+        r = d ? add_instance(m, d, "chardev", "console0", NULL, "--console", err) : role_missing(err, "a console device");
     }
     if (r == 0 && o->debug_exit) {
         char text[96];
@@ -420,6 +420,9 @@ static int add_devices(struct hvx_machine *m, struct hvx_registry *reg, const st
     }
     for (unsigned i = 0; i < o->n_devices && r == 0; i++)
         r = add_named(m, reg, o->device[i], err);
+    if (r == 0 && !o->no_defaults && !names_role(reg, o, HVX_ROLE_BALLOON) &&
+        (d = hvx_registry_device_by_role(reg, HVX_ROLE_BALLOON)))
+        r = add_instance(m, d, NULL, NULL, NULL, "default", err);
     return r;
 }
 
@@ -433,12 +436,13 @@ int hvx_machine_new(struct hvx_registry *reg, const struct hvx_machine_options *
     if (!m)
         return hvx_fail(err, -ENOMEM, "VM: out of memory");
     r = hvx_vm_new(&o->vm, &m->vm, err);
+    /* Networks first: user networking forks, which is best done before there are threads. */
+    if (r == 0)
+        r = open_nets(m, o, err);
     if (r == 0)
         r = add_engine(m, reg, o, why_engine, why_size, err);
     if (r == 0)
         r = open_disks(m, o, err);
-    if (r == 0)
-        r = open_nets(m, o, err);
     for (unsigned i = 0; i < o->n_serials && r == 0; i++) {
         snprintf(id, sizeof(id), "serial%u", i);
         r = open_chr(m, o, id, o->serial[i], err);

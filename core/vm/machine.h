@@ -6,13 +6,15 @@
  * enabled types of the right role with the highest rank.
  *
  * Disks. `--disk` becomes an instance of role DISK, or of the type named by
- * if=TYPE. A disk whose if= is no device type ("ide") is left to the board:
+ * if=TYPE; if=scsi means the one of role SCSI. Disks of a type with an option
+ * `drives` share one instance. A disk whose if= is no device type ("ide") is left to the board:
  * boards declare options ide0..ide3 that take the names of disks. A CD-ROM
  * goes to the board's ide2, or to an instance of role CDROM.
  */
 #ifndef HVX_CORE_MACHINE_H
 #define HVX_CORE_MACHINE_H
 
+#include "core/image/blk.h"
 #include "core/plugin/registry.h"
 #include "core/vm/vm.h"
 
@@ -46,5 +48,23 @@ HVX_WUR int hvx_machine_new(struct hvx_registry *reg, const struct hvx_machine_o
                             char *why_engine, size_t why_size, struct hvx_error *err);
 struct hvx_vm *hvx_machine_vm(struct hvx_machine *m);
 void hvx_machine_destroy(struct hvx_machine *m);
+
+/* The device type that an if= of --disk or a model= of --net means; NULL and a
+ * message when there is none. */
+const struct hvx_device_entry *hvx_machine_disk_type(const struct hvx_registry *reg, const char *iface, bool *place,
+                                                     struct hvx_error *err);
+const struct hvx_device_entry *hvx_machine_net_type(const struct hvx_registry *reg, const char *model,
+                                                    struct hvx_error *err);
+
+/* attach.c: add a disk or a network card to a running VM; spec is what --disk
+ * or --net would say. Everything is open already: `fds` are the files of the
+ * disk, top first, or the TAP device. Takes the descriptors. */
+struct hvx_attach_request {
+    const char *disk, *net; /* one of them */
+    struct hvx_blk_fd *fds;
+    unsigned n_fds;
+};
+HVX_WUR int hvx_machine_attach(struct hvx_vm *vm, struct hvx_registry *reg, const struct hvx_attach_request *request,
+                               char id[24], char name[48], struct hvx_error *err);
 
 #endif

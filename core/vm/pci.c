@@ -310,6 +310,7 @@ int hvx_pci_add(struct hvx_pci_bus *bus, const struct hvx_pci_desc *desc, const 
     d->next_cap = 0x40;
     pthread_mutex_init(&d->msi_lock, NULL);
     bus->dev[devfn] = d;
+    bus->last_added = devfn;
     init_config(d);
     r = hvx_pci_msi_setup(d, err);
     for (unsigned i = 0; i < 6 && r == 0; i++)
@@ -336,12 +337,28 @@ void hvx_pci_del(struct hvx_pci_dev *d)
             d->bus->region_gone(d->bus->vm, r);
         }
     }
-    d->bus->dev[d->devfn] = NULL;
+    if (d->bus->dev[d->devfn] == d) /* else it was hidden, and another may be in its place */
+        d->bus->dev[d->devfn] = NULL;
     pthread_mutex_destroy(&d->msi_lock);
     free(d->msix_table);
     free(d->msix_pending);
     free(d->rom);
     free(d);
+}
+
+void hvx_pci_hide(struct hvx_pci_bus *bus, unsigned slot)
+{
+    for (unsigned f = 0; f < 8; f++) {
+        struct hvx_pci_dev *d = bus->dev[slot << 3 | f];
+        if (!d)
+            continue;
+        /* Without decoding and bus mastering nothing reaches the device, and
+         * it reaches nothing. */
+        hvx_pci_put16(d->config + PCI_COMMAND, 0);
+        hvx_pci_update_mappings(d);
+        hvx_pci_set_irq(d, false);
+        bus->dev[slot << 3 | f] = NULL;
+    }
 }
 
 void hvx_pci_init(struct hvx_pci_bus *bus)

@@ -41,6 +41,7 @@ struct hvx_pci_bus {
     struct hvx_vm *vm;
     struct hvx_address_space *pio, *mem;
     struct hvx_pci_dev *dev[256];
+    int last_added; /* devfn of the latest hvx_pci_add */
     unsigned (*gsi_of)(void *opaque, unsigned slot, unsigned pin);
     void *route_opaque;
     /* Level-triggered inputs are shared: the bus counts, the VM merges. */
@@ -56,6 +57,8 @@ void hvx_pci_reset(struct hvx_pci_bus *bus);
 HVX_WUR int hvx_pci_add(struct hvx_pci_bus *bus, const struct hvx_pci_desc *desc, const struct hvx_pci_ops *ops,
                         void *opaque, struct hvx_pci_dev **out, struct hvx_error *err);
 void hvx_pci_del(struct hvx_pci_dev *d);
+/* Hot unplug: gone as far as the guest can see. The device deletes it later. */
+void hvx_pci_hide(struct hvx_pci_bus *bus, unsigned slot);
 int hvx_pci_add_cap(struct hvx_pci_dev *d, uint8_t cap_id, const void *body, const void *wmask, unsigned n);
 void hvx_pci_set_irq(struct hvx_pci_dev *d, bool level);
 void hvx_pci_reroute(struct hvx_pci_bus *bus);

@@ -46,6 +46,7 @@ int hvx_ram_init(struct hvx_ram *ram, uint64_t bytes, uint64_t below_4g_max, str
     }
     (void)madvise(area, bytes, MADV_HUGEPAGE); /* a wish: shmem may have huge pages switched off */
     (void)madvise(area, bytes, MADV_DONTDUMP);
+    (void)madvise(area, bytes, MADV_DONTFORK); /* helper processes have no business with it */
     ram->hva = area;
     ram->bytes = bytes;
     ram->below_4g = bytes < below_4g_max ? bytes : below_4g_max;

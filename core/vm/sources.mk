@@ -3,7 +3,10 @@
 core_vm_sources = vm/vm.h vm/internal.h vm/vm.c vm/loop.c vm/loop.h vm/space.c vm/space.h vm/dispatch.c vm/ram.c \
     vm/pci.c vm/pci.h vm/msix.c vm/irq.c vm/vcpu.c vm/log.c vm/stream.c vm/stream.h vm/state.c vm/stats.c \
     vm/display.c vm/host.c vm/chr.c vm/chr.h vm/machine.c vm/machine.h vm/control.c vm/control.h \
-    vm/control_client.c vm/control_path.h
+    vm/control_client.c vm/control_path.h vm/balloon.c vm/hotplug.c vm/attach.c vm/disk_spec.c vm/disk_spec.h \
+    vm/confine.c vm/confine.h vm/confine_calls.c vm/confine_calls.h vm/tidy.c vm/tidy.h
+core_vm_sources += vm/snapshot.h vm/snapshot_file.h vm/snapshot_vm.c vm/save.c vm/restore.c
+core_vm_sources += vm/control_talk.c
 
 check_PROGRAMS += vm/test_loop vm/test_space
 vm_test_loop_SOURCES = vm/test_loop.c

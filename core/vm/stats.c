@@ -69,6 +69,7 @@ void hvx_vm_stats(struct hvx_vm *vm, hvx_stat_fn fn, void *opaque)
     space_stats(&vm->pio, "ports", fn, opaque);
     space_stats(&vm->mem, "memory", fn, opaque);
     irq_stats(vm, fn, opaque);
+    hvx_vm_balloon_stats(vm, fn, opaque);
     for (unsigned i = 0; i < vm->n_blk; i++)
         hvx_blk_stats(vm->blk[i].p, with_group, &(struct in_group){fn, opaque, vm->blk[i].id});
     for (unsigned i = 0; i < vm->n_net; i++)

@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include "core/vm/internal.h"
+#include "core/vm/confine.h"
 
 #include <assert.h>
 #include <signal.h>
@@ -71,6 +72,7 @@ static void *vcpu_main(void *arg)
 
     snprintf(name, sizeof(name), "vcpu%u", t->index);
     pthread_setname_np(pthread_self(), name);
+    hvx_confine_thread();
     open_engine_signals();
     while (may_run(t)) {
         int r;

@@ -4,9 +4,11 @@
  */
 #define _GNU_SOURCE
 #include "core/vm/internal.h"
+#include "core/conf/options.h"
 #include "core/image/blk.h"
 #include "core/net/net.h"
 #include "core/vm/chr.h"
+#include "core/vm/confine.h"
 
 #include <assert.h>
 #include <cpuid.h>
@@ -124,6 +126,9 @@ int hvx_vm_new(const struct hvx_vm_params *p, struct hvx_vm **out, struct hvx_er
         memset(vm->uuid, 0x42, sizeof(vm->uuid));
     vm->uuid[6] = (vm->uuid[6] & 0x0f) | 0x40; /* RFC 4122, version 4 */
     vm->uuid[8] = (vm->uuid[8] & 0x3f) | 0x80;
+    if (p->uuid)
+        memcpy(vm->uuid, p->uuid, sizeof(vm->uuid));
+    vm->params.uuid = NULL;
     vm->pci.vm = vm;
     vm->pci.pio = &vm->pio;
     vm->pci.mem = &vm->mem;
@@ -204,6 +209,16 @@ void *hvx_vm_backend(const struct hvx_backend *list, unsigned n, const char *id)
     return NULL;
 }
 
+/* The lowest number that is free: those of detached ones are used again. */
+static void number_backend(const struct hvx_backend *list, unsigned n, const char *kind, char name[24])
+{
+    unsigned i = 0;
+
+    do
+        snprintf(name, 24, "%s%u", kind, i++);
+    while (hvx_vm_backend(list, n, name));
+}
+
 static int add_backend(struct hvx_backend *list, unsigned *n, const char *id, void *p, struct hvx_error *err)
 {
     if (*n == HVX_VM_MAX_BACKENDS || hvx_vm_backend(list, *n, id))
@@ -218,7 +233,7 @@ int hvx_vm_add_blk(struct hvx_vm *vm, struct hvx_blk *b, const char **id, struct
     char name[24];
     int r;
 
-    snprintf(name, sizeof(name), "disk%u", vm->n_blk);
+    number_backend(vm->blk, vm->n_blk, "disk", name);
     r = add_backend(vm->blk, &vm->n_blk, name, b, err);
     if (r == 0 && id)
         *id = vm->blk[vm->n_blk - 1].id;
@@ -230,7 +245,7 @@ int hvx_vm_add_net(struct hvx_vm *vm, struct hvx_net *n, const char **id, struct
     char name[24];
     int r;
 
-    snprintf(name, sizeof(name), "net%u", vm->n_net);
+    number_backend(vm->net, vm->n_net, "net", name);
     r = add_backend(vm->net, &vm->n_net, name, n, err);
     if (r == 0 && id)
         *id = vm->net[vm->n_net - 1].id;
@@ -242,25 +257,45 @@ int hvx_vm_add_chr(struct hvx_vm *vm, const char *id, struct hvx_chr *c, struct 
     return add_backend(vm->chr, &vm->n_chr, id, c, err);
 }
 
-int hvx_vm_add_device(struct hvx_vm *vm, const struct hvx_device_type *type, void *plugin_ctx,
-                      const struct hvx_config *config, struct hvx_error *err)
+static bool name_taken(const struct hvx_vm *vm, const char *name)
+{
+    for (unsigned k = 0; k < vm->n_instances; k++)
+        if (!strcmp(vm->instance[k].name, name))
+            return true;
+    return false;
+}
+
+int hvx_vm_add_device_locked(struct hvx_vm *vm, const struct hvx_device_type *type, void *plugin_ctx,
+                             const struct hvx_config *config, const char *backend, struct hvx_error *err)
 {
     struct hvx_instance *i = &vm->instance[vm->n_instances];
-    unsigned same = 0;
+    unsigned number = 0;
     int r;
 
     if (vm->n_instances == HVX_VM_MAX_DEVICES)
         return hvx_fail(err, -ENOSPC, "device %s: a VM has at most %u devices", type->name, HVX_VM_MAX_DEVICES);
-    for (unsigned k = 0; k < vm->n_instances; k++)
-        same += vm->instance[k].type == type;
+    memset(i, 0, sizeof(*i));
+    do
+        snprintf(i->name, sizeof(i->name), "%.36s.%u", type->name, number++);
+    while (name_taken(vm, i->name));
     i->type = type;
-    i->dev = NULL;
-    snprintf(i->name, sizeof(i->name), "%.36s.%u", type->name, same);
-    hvx_loop_lock(vm->loop);
+    snprintf(i->backend, sizeof(i->backend), "%s", backend ? backend : "");
+    vm->pci.last_added = -1;
     r = type->create(plugin_ctx, vm, config, &i->dev, err);
-    hvx_loop_unlock(vm->loop);
+    i->slot = type->role == HVX_ROLE_MACHINE || vm->pci.last_added < 0 ? -1 : vm->pci.last_added >> 3;
     if (r == 0)
         vm->n_instances++;
+    return r;
+}
+
+int hvx_vm_add_device(struct hvx_vm *vm, const struct hvx_device_type *type, void *plugin_ctx,
+                      const struct hvx_config *config, const char *backend, struct hvx_error *err)
+{
+    int r;
+
+    hvx_loop_lock(vm->loop);
+    r = hvx_vm_add_device_locked(vm, type, plugin_ctx, config, backend, err);
+    hvx_loop_unlock(vm->loop);
     return r;
 }
 
@@ -298,6 +333,7 @@ static void *loop_main(void *arg)
      * and guests that count ticks against the TSC give up. It does little, so
      * it may go first; where that is not permitted nothing is lost. */
     (void)setpriority(PRIO_PROCESS, (id_t)gettid(), -10);
+    hvx_confine_thread();
     hvx_loop_run(vm->loop);
     return NULL;
 }
@@ -316,7 +352,15 @@ int hvx_vm_start(struct hvx_vm *vm, struct hvx_error *err)
         return hvx_fail(err, -r, "cannot start the device thread: %s", strerror(r));
     vm->loop_running = true;
     reset_paused(vm);
+    if (vm->restore) {
+        r = hvx_restore_load(vm->restore, vm, err);
+        vm->restore = NULL;
+        if (r < 0)
+            return r;
+    }
     r = hvx_vm_vcpus_start(vm, err);
+    if (r == 0 && vm->params.before_guest)
+        r = vm->params.before_guest(vm->params.opaque, err);
     if (r < 0)
         return r;
     vm->started = true;
@@ -365,12 +409,15 @@ void hvx_vm_destroy(struct hvx_vm *vm)
     for (unsigned i = vm->n_instances; i-- > 0;)
         if (vm->instance[i].type->destroy)
             vm->instance[i].type->destroy(vm->instance[i].dev);
+    hvx_timer_del(vm->eject_timer);
     if (vm->pci.vm)
         hvx_pci_fini(&vm->pci);
     for (unsigned i = 0; i < HVX_MAX_DISPLAYS; i++)
         free(vm->display[i]);
     if (vm->loop)
         hvx_loop_unlock(vm->loop);
+    for (unsigned i = 0; i < vm->n_instances; i++)
+        hvx_config_destroy(vm->instance[i].config);
     for (unsigned i = 0; i < vm->n_blk; i++)
         hvx_blk_close(vm->blk[i].p);
     for (unsigned i = 0; i < vm->n_net; i++)

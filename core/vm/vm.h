@@ -30,6 +30,7 @@
 #include <hvx/device.h>
 
 struct hvx_net;
+struct hvx_blk;
 
 #define HVX_VM_MIN_RAM (16ull << 20)
 #define HVX_VM_MAX_RAM (1ull << 40)
@@ -55,8 +56,11 @@ struct hvx_vm_params {
     const char *kernel, *initrd, *append, *firmware, *boot_order;
     const char *cpu_model; /* NULL: the engine's default */
     uint64_t tsc_hz;       /* 0: measure the host's */
+    const uint8_t *uuid;   /* 16 bytes, copied; NULL: a new one */
     /* Any thread, possibly with the VM lock held: must only post. */
     void (*on_event)(void *opaque, enum hvx_vm_event e, int code, const char *text);
+    /* All threads are there, no guest instruction has run: the time to give up privileges. May be NULL. */
+    int (*before_guest)(void *opaque, struct hvx_error *err);
     void *opaque;
 };
 
@@ -77,9 +81,10 @@ HVX_WUR int hvx_vm_add_blk(struct hvx_vm *vm, struct hvx_blk *b, const char **id
 HVX_WUR int hvx_vm_add_net(struct hvx_vm *vm, struct hvx_net *n, const char **id, struct hvx_error *err);
 HVX_WUR int hvx_vm_add_chr(struct hvx_vm *vm, const char *id, struct hvx_chr *c, struct hvx_error *err);
 
-/* Create an instance. config is borrowed until the VM is destroyed. */
+/* Create an instance. config is borrowed until the VM is destroyed. backend:
+ * the disks or the network behind it, "disk0" or "disk0:disk1"; NULL: none. */
 HVX_WUR int hvx_vm_add_device(struct hvx_vm *vm, const struct hvx_device_type *type, void *plugin_ctx,
-                              const struct hvx_config *config, struct hvx_error *err);
+                              const struct hvx_config *config, const char *backend, struct hvx_error *err);
 
 HVX_WUR int hvx_vm_start(struct hvx_vm *vm, struct hvx_error *err);
 /* Pauses nest. Pause returns when no vCPU executes guest code. */
@@ -97,8 +102,37 @@ HVX_WUR int hvx_vm_save_devices(struct hvx_vm *vm, FILE *f, struct hvx_error *er
 HVX_WUR int hvx_vm_restore_devices(struct hvx_vm *vm, FILE *f, struct hvx_error *err);
 
 void hvx_vm_stats(struct hvx_vm *vm, hvx_stat_fn fn, void *opaque);
-/* The picture that the guest shows now, as a PNG file. */
-HVX_WUR int hvx_vm_screendump(struct hvx_vm *vm, const char *path, struct hvx_error *err);
+
+/* --- ballooning (balloon.c) -------------------------------------------------- */
+struct hvx_vm_balloon_info {
+    uint64_t ram, target, actual; /* guest RAM; what it shall have and has left */
+    uint64_t resident, discarded; /* host memory behind it now; given back so far */
+    bool there, ready;            /* a device; a driver in the guest */
+};
+bool hvx_vm_balloon_info(struct hvx_vm *vm, struct hvx_vm_balloon_info *out); /* returns out->there */
+HVX_WUR int hvx_vm_balloon_target(struct hvx_vm *vm, uint64_t bytes, struct hvx_error *err);
+
+/* --- hot plug (hotplug.c): while the VM runs, without the VM lock -------------- */
+/* Exactly one of blk and net, taken in any case. `config` (its options are
+ * complete but for `key`, which takes the back end's name) is taken as well.
+ * *id receives the back end's name, *name the instance's. */
+struct hvx_vm_attach {
+    const struct hvx_device_type *type;
+    void *plugin_ctx;
+    struct hvx_config *config;
+    const char *key; /* "drive", "netdev" */
+    struct hvx_blk *blk;
+    struct hvx_net *net;
+};
+HVX_WUR int hvx_vm_attach(struct hvx_vm *vm, const struct hvx_vm_attach *a, char id[24], char name[48],
+                          struct hvx_error *err);
+/* Ask the guest to let go of an instance, named as such or by what is behind
+ * it ("disk1"). It goes when the guest does so. */
+HVX_WUR int hvx_vm_detach(struct hvx_vm *vm, const char *id, struct hvx_error *err);
+/* Is there such an instance or back end? */
+bool hvx_vm_attached(struct hvx_vm *vm, const char *id);
+/* The picture that the guest shows now, as a PNG file written to fd. */
+HVX_WUR int hvx_vm_screendump(struct hvx_vm *vm, int fd, struct hvx_error *err);
 /* "ctrl-alt-delete", "a", "ret": presses, then releases in reverse order. */
 HVX_WUR int hvx_vm_sendkey(struct hvx_vm *vm, const char *keys, struct hvx_error *err);
 

@@ -300,6 +300,12 @@ int bt_irq_ack(struct bt_vcpu *c)
         return -1;
     atomic_fetch_and_explicit(&a->irr[v >> 6], ~(1ull << (v & 63)), memory_order_acq_rel);
     a->isr[v >> 6] |= 1ull << (v & 63);
+    struct bt_irqchip *chip = c->vm->irqchip;
+    if (chip && GET(chip->tick.vector) == v) {
+        bt_irqchip_lock(chip);
+        bt_tick_taken(c->vm);
+        bt_irqchip_unlock(chip);
+    }
     return v;
 }
 

@@ -32,6 +32,7 @@
 #define BT_APIC_DEFAULT_GPA 0xfee00000ull
 #define BT_IOAPIC_GPA 0xfec00000ull
 #define BT_IOAPIC_PINS 24u
+#define BT_FERR_GSI 13u /* x87 exceptions of old */
 #define BT_APIC_BUS_HZ 1000000000ull /* CPUID leaf 0x15 says the same */
 
 enum { BT_LVT_TIMER, BT_LVT_THERMAL, BT_LVT_PERF, BT_LVT_LINT0, BT_LVT_LINT1, BT_LVT_ERROR, BT_N_LVT };
@@ -75,6 +76,13 @@ struct bt_irqchip {
         uint32_t lines; /* level of each input */
         uint8_t id, select;
     } ioapic;
+    /* Ticks of the system timer, GSI 0 (bt_irq_tick): owed are those that ended
+     * while an earlier one was still requested. */
+    struct {
+        _Atomic int32_t vector; /* of the request at the local APICs, -1: none */
+        uint32_t owed;
+        bool at_pic; /* requested at the 8259 */
+    } tick;
 };
 
 /* --- apic.c ------------------------------------------------------------------ */
@@ -100,6 +108,10 @@ void bt_ioapic_write(struct bt_vm *vm, unsigned off, uint32_t v);
 void bt_ioapic_state(struct bt_vm *vm, struct hvx_stream *s);
 /* takes the lock itself */
 void bt_ioapic_eoi(struct bt_vm *vm, uint8_t vector);
+/* The vector with which an edge on this pin would be delivered; -1: masked, or no plain edge. */
+int bt_ioapic_edge_vector(const struct bt_irqchip *chip, unsigned pin);
+/* A requested tick was acknowledged: the next one that is owed follows. */
+void bt_tick_taken(struct bt_vm *vm);
 
 /* --- pic.c: likewise ------------------------------------------------------------ */
 void bt_pic_reset(struct bt_vm *vm);

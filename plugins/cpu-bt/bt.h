@@ -49,6 +49,7 @@ struct bt_vm;
 struct bt_vcpu;
 struct bt_cache; /* code cache and block tables of one vCPU: cache.h */
 struct bt_op;    /* one decoded C op: op.h */
+struct bt_mmu;   /* what stands behind the software TLB: mmu.h */
 
 /* --- registers ------------------------------------------------------------ */
 enum { BT_RAX, BT_RCX, BT_RDX, BT_RBX, BT_RSP, BT_RBP, BT_RSI, BT_RDI, BT_R8, BT_R13 = 13, BT_R14, BT_R15 };
@@ -134,7 +135,7 @@ enum {
 #define BT_MODE_MPTS 0x40000u /* CR0.MP and CR0.TS: WAIT raises #NM */
 
 /* --- the software TLB: one table for supervisor, one for user accesses ------ */
-#define BT_TLB_BITS 10
+#define BT_TLB_BITS 12
 #define BT_TLB_SIZE (1u << BT_TLB_BITS)
 struct bt_tlb_entry {
     uint64_t tag_r; /* gva of the page when it can be read, else never matches */
@@ -203,9 +204,16 @@ struct bt_vcpu {
     uint64_t pdpte[4];  /* PAE paging without long mode */
     uint64_t cr4_valid;   /* CR4 bits the CPU model has; 0: not computed yet (op_cr.c) */
     uint64_t phys_mask;   /* address bits the CPU model has; 0: not computed yet */
-    uint8_t int_done;     /* INT n ran: it takes TF along, no #DB after it */
-    uint8_t bp_exec, bp_data; /* DR0..3 that DR7 enables for fetches / for data: debug.c */
+    uint8_t int_done;     /* 1: INT n or SYSCALL ran, which takes TF along: no #DB after it; 2: SYSRET set TF: #DB at once */
+    uint8_t bp_exec, bp_data; /* DR0..3 that DR7 enables for fetches / for data: debug.c; BT_BP_* */
+    uint8_t ferr;         /* an x87 exception while CR0.NE is clear: run.c */
     uint8_t bp_hit;       /* data breakpoints met by the current instruction */
+    struct bt_debugger { /* who debugs from outside: debug.c */
+        uint8_t step, any_exec, any_data, pad;
+        uint32_t hit; /* 1 + the point met, 0 none */
+        uint32_t n;
+        struct hvx_debug_point point[HVX_DEBUG_MAX_POINTS];
+    } dbg;
     struct { uint16_t off, size; uint32_t align; } xcomp[10]; /* XSAVE components, standard offsets; filled on first use (op_fpu.c) */
 
     /* exception being raised (bt_raise) and exception being delivered */
@@ -240,6 +248,7 @@ struct bt_vcpu {
     const struct hvx_host *host;
     struct bt_cache *cache;
     struct trans *trans; /* translator, trans.h */
+    struct bt_mmu *mmu;
     struct bt_apic *apic; /* apic.c */
     struct bt_tlb_entry *tlb[2];  /* [0] supervisor, [1] user */
     uint32_t *jc[2];              /* jump caches, likewise */
@@ -263,6 +272,9 @@ struct bt_vcpu {
 };
 
 /* c->pending: what the dispatcher must look at before it enters a block. */
+#define BT_BP_IO 4u      /* in bp_exec, shift: those for ports */
+#define BT_BP_ALIGN 0x40u /* in bp_data: accesses are looked at for #AC */
+
 #define BT_PEND_KICK 1u   /* leave vcpu_run */
 #define BT_PEND_IRQ 2u    /* local APIC or PIC may have an interrupt */
 #define BT_PEND_NMI 4u
@@ -353,8 +365,15 @@ static inline unsigned bt_acc(const struct bt_vcpu *c) { return c->cpl == 3 ? BT
 uint64_t bt_seg_lin(struct bt_vcpu *c, unsigned seg, uint64_t off, size_t n, bool write);
 
 void bt_tlb_flush_all(struct bt_vcpu *c);       /* global entries too */
-void bt_tlb_flush_nonglobal(struct bt_vcpu *c); /* CR3 load */
+void bt_tlb_flush_nonglobal(struct bt_vcpu *c); /* of the current address space: CR3 load */
 void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin);
+/* Process-context identifiers. The current one is c->cr3's; switch: CR3 has
+ * just been loaded, keep says that what is known of its PCID stays valid. The
+ * others: INVPCID. */
+void bt_tlb_switch(struct bt_vcpu *c, bool keep);
+void bt_tlb_flush_pcid(struct bt_vcpu *c, unsigned pcid);                 /* without global entries */
+void bt_tlb_invlpg_pcid(struct bt_vcpu *c, unsigned pcid, uint64_t lin);
+void bt_tlb_flush_pcids(struct bt_vcpu *c);                               /* all, without global entries */
 
 /* --- after changes of state ------------------------------------------------------------ */
 void bt_seg_update(struct bt_vcpu *c, unsigned seg); /* after c->seg[seg] changed: copies for translated code */
@@ -362,13 +381,22 @@ void bt_mode_update(struct bt_vcpu *c);              /* after CS, SS, CPL, CR0, 
 
 /* --- hardware breakpoints (debug.c). While any is enabled the guest runs one
  * instruction at a time, memory through C. */
+/* Does misalignment raise #AC? Programs seldom ask for it, so it is done as breakpoints are. */
+static inline bool bt_aligning(const struct bt_vcpu *c)
+{
+    return (c->sysflags & BT_AC) && (c->cr0 & BT_CR0_AM) && c->cpl == 3;
+}
 static inline bool bt_stepping(const struct bt_vcpu *c)
 {
-    return (c->sysflags & BT_TF) || c->debug_step || c->bp_exec || c->bp_data;
+    return (c->sysflags & BT_TF) || c->debug_step || c->bp_exec || (c->bp_data & ~BT_BP_ALIGN) || c->dbg.step || bt_aligning(c);
 }
 void bt_debug_update(struct bt_vcpu *c);
+int bt_debug_set(struct bt_vcpu *c, const struct hvx_debug *d);
+bool bt_debug_stops_at(struct bt_vcpu *c, uint64_t lin); /* for the translator: a block of its own */
 uint32_t bt_debug_exec(struct bt_vcpu *c, uint64_t lin); /* DR6 bits for an instruction about to run */
-void bt_debug_data(struct bt_vcpu *c, uint64_t lin, uint64_t n, bool write); /* notes hits */
+void bt_debug_data(struct bt_vcpu *c, uint64_t lin, uint64_t n, unsigned acc); /* notes hits; may raise #AC */
+void bt_debug_align(struct bt_vcpu *c, uint64_t lin, uint64_t n, unsigned acc); /* may raise #AC */
+void bt_debug_io(struct bt_vcpu *c, uint32_t port, uint64_t n); /* notes hits */
 
 /* --- host calls -------------------------------------------------------------------------- */
 void bt_fp_save(struct bt_vcpu *c); /* guest vector state to c->xsave; C code may then use any register and libc */
@@ -385,6 +413,7 @@ void bt_irqchip_destroy(struct bt_vm *vm);
 void bt_irqchip_reset(struct bt_vm *vm);
 int bt_irqchip_state(struct bt_vm *vm, struct hvx_stream *s);
 void bt_irq_line(struct bt_vm *vm, unsigned gsi, bool level); /* any thread */
+void bt_irq_tick(struct bt_vm *vm, unsigned gsi, unsigned n); /* likewise; see irq_tick of hvx_cpu_ops */
 void bt_msi(struct bt_vm *vm, uint64_t addr, uint32_t data);  /* any thread */
 int bt_apic_create(struct bt_vcpu *c);
 void bt_apic_destroy(struct bt_vcpu *c);

@@ -179,18 +179,6 @@ void bt_xpage_unchain(struct bt_vcpu *c)
     bt_jc_flush(c, 0);
 }
 
-void bt_kpages_check(struct bt_vcpu *c)
-{
-    struct bt_cache *k = c->cache;
-    for (uint32_t i = 1; i < k->n_kpage; i++) {
-        uint64_t pa;
-        if (!bt_peek_code(c, k->kpage[i].vpage << 12, &pa) || pa != k->kpage[i].pa) {
-            bt_xpage_unchain(c);
-            return;
-        }
-    }
-}
-
 /* --- jump caches ------------------------------------------------------------- */
 void bt_jc_set(struct bt_vcpu *c, unsigned t, uint64_t rip, struct bt_block *b)
 {
@@ -199,8 +187,10 @@ void bt_jc_set(struct bt_vcpu *c, unsigned t, uint64_t rip, struct bt_block *b)
         bt_jc_flush(c, t);
     k->jc_touched[t][k->n_jc_touched[t]++] = (uint16_t)rip;
     c->jc[t][(uint16_t)rip] = b->ind;
-    uint32_t h = (uint32_t)((rip + b->cs_base) >> 12) * 0x9e3779b1u >> 20;
-    k->code_filter[t][h >> 6] |= 1ull << (h & 63);
+    for (unsigned i = 0; i < (b->pa2 ? 2u : 1u); i++) {
+        uint32_t h = bt_code_filter_hash(rip + b->cs_base + i * 4096);
+        k->code_filter[t][h >> 6] |= 1ull << (h & 63);
+    }
 }
 
 void bt_jc_flush(struct bt_vcpu *c, unsigned t)
@@ -246,6 +236,8 @@ void bt_block_drop(struct bt_vcpu *c, struct bt_block *b)
     unsigned t = (b->mode & BT_MODE_CPL) == 3;
     if (c->jc[t][(uint16_t)b->rip] == b->ind)
         c->jc[t][(uint16_t)b->rip] = k->stub_jc_miss[t];
+    if (t)
+        bt_spaces_drop_block(c, b->rip + b->cs_base);
 }
 
 static void page_remark(struct bt_vcpu *c, struct bt_codepage *p)
@@ -416,6 +408,7 @@ void bt_cache_flush(struct bt_vcpu *c)
     }
     bt_jc_flush(c, 0);
     bt_jc_flush(c, 1);
+    bt_spaces_drop_jumps(c);
 }
 
 void bt_cache_make_room(struct bt_vcpu *c)

@@ -97,10 +97,6 @@ struct bt_cache {
     uint32_t jc_mode[2];
     uint64_t jc_cs_base[2];
     uint64_t code_filter[2][64];   /* hashed pages with jump cache entries */
-    uint64_t large_filter[8];      /* hashed 2 MiB regions with TLB entries from large pages */
-    struct { uint64_t vpage, pa; const uint8_t *host; } itlb[2][256];
-    uint16_t tlb_touched[2][2][BT_TLB_SIZE * 2]; /* [table][global] */
-    uint32_t n_tlb_touched[2][2];
     /* stubs */
     uint32_t stub_stack[2], stub_slow, stub_try, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
         stub_irq, stub_careful, stub_segfault, stub_flags_slot, stub_flags[8][4];
@@ -116,7 +112,7 @@ struct bt_cache {
     intptr_t jmpbuf[8];
 };
 
-enum { BT_X_NONE, BT_X_DONE, BT_X_SHUTDOWN, BT_X_FATAL };
+enum { BT_X_NONE, BT_X_DONE, BT_X_SHUTDOWN, BT_X_FATAL, BT_X_DEBUG };
 
 int bt_cache_create(struct bt_vcpu *c, struct hvx_error *err);
 void bt_cache_destroy(struct bt_vcpu *c);
@@ -139,9 +135,13 @@ struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create)
 /* The bytes [pa, pa+n) change: drop this vCPU's blocks over them; true when `current` was among them. */
 bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_block *current);
 void bt_jc_set(struct bt_vcpu *c, unsigned t, uint64_t rip, struct bt_block *b);
+/* What runs under table t may be mapped in another way from now on: the one
+ * place that every such change of mappings goes through. */
 void bt_jc_flush(struct bt_vcpu *c, unsigned t);
+static inline uint32_t bt_code_filter_hash(uint64_t lin) { return (uint32_t)(lin >> 12) * 0x9e3779b1u >> 20; }
+/* space.c: a program's block goes; all blocks go. */
+void bt_spaces_drop_block(struct bt_vcpu *c, uint64_t lin);
+void bt_spaces_drop_jumps(struct bt_vcpu *c);
 void bt_xpage_unchain(struct bt_vcpu *c);
-/* Supervisor code pages: still mapped as chains assume? If not, unchain. */
-void bt_kpages_check(struct bt_vcpu *c);
 static inline uint32_t bt_block_index(struct bt_vcpu *c, const struct bt_block *b) { return (uint32_t)(b - c->cache->blocks); }
 #endif

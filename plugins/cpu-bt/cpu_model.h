@@ -11,7 +11,7 @@
 
 /* What is masked for want of an implementation, in one place each. */
 #ifndef BT_CPUID_PCID
-#define BT_CPUID_PCID 0 /* process-context identifiers: 1 when the TLB has tags */
+#define BT_CPUID_PCID 1 /* process-context identifiers: space.c */
 #endif
 
 /* Whose leaves at 0x40000000 a guest finds (paravirt.c). */

@@ -163,6 +163,68 @@ void bt_irq_line(struct bt_vm *vm, unsigned gsi, bool level)
     bt_irqchip_unlock(chip);
 }
 
+/* --- ticks --------------------------------------------------------------------- */
+
+int bt_ioapic_edge_vector(const struct bt_irqchip *chip, unsigned pin)
+{
+    uint64_t e = chip->ioapic.entry[pin];
+    return (e & (E_MASKED | E_LEVEL)) || ((e >> 8) & 7) > BT_DM_LOWEST ? -1 : (int)(e & E_VECTOR);
+}
+
+/* One edge on GSI 0, and who is to take it. */
+static void tick_request(struct bt_vm *vm)
+{
+    struct bt_irqchip *chip = vm->irqchip;
+    chip->tick.at_pic = !(chip->pic[0].imr & 1);
+    atomic_store_explicit(&chip->tick.vector, bt_ioapic_edge_vector(chip, 2), memory_order_relaxed);
+    bt_pic_set(vm, 0, true);
+    bt_ioapic_set(vm, 2, true);
+    bt_pic_set(vm, 0, false);
+    bt_ioapic_set(vm, 2, false);
+}
+
+/* A tick that comes while another is still requested would be lost in it: it is
+ * owed. Each new one makes its edge all the same, so that nothing sticks when a
+ * guest has thrown its request away. */
+void bt_irq_tick(struct bt_vm *vm, unsigned gsi, unsigned n)
+{
+    struct bt_irqchip *chip = vm->irqchip;
+    if (!chip || gsi >= BT_IOAPIC_PINS)
+        return;
+    if (gsi != 0) {
+        if (n) {
+            bt_irq_line(vm, gsi, true);
+            bt_irq_line(vm, gsi, false);
+        }
+        return;
+    }
+    bt_irqchip_lock(chip);
+    bool waiting = chip->tick.at_pic || atomic_load_explicit(&chip->tick.vector, memory_order_relaxed) >= 0;
+    if (n) {
+        tick_request(vm);
+        chip->tick.owed += waiting ? n : n - 1;
+        if (chip->tick.owed > HVX_TICKS_OWED_MAX)
+            chip->tick.owed = HVX_TICKS_OWED_MAX;
+    }
+    /* Stopped, or masked everywhere: as on the part, what nobody listens for is lost. */
+    if (!n || (!chip->tick.at_pic && atomic_load_explicit(&chip->tick.vector, memory_order_relaxed) < 0))
+        chip->tick.owed = 0;
+    bt_irqchip_unlock(chip);
+}
+
+void bt_tick_taken(struct bt_vm *vm)
+{
+    struct bt_irqchip *chip = vm->irqchip;
+    chip->tick.at_pic = false;
+    atomic_store_explicit(&chip->tick.vector, -1, memory_order_relaxed);
+    if (!chip->tick.owed)
+        return;
+    chip->tick.owed--;
+    tick_request(vm);
+    if (!chip->tick.at_pic && atomic_load_explicit(&chip->tick.vector, memory_order_relaxed) < 0)
+        chip->tick.owed = 0;
+}
+
 /* --- life ---------------------------------------------------------------------------- */
 
 int bt_irqchip_create(struct bt_vm *vm)
@@ -185,6 +247,9 @@ void bt_irqchip_reset(struct bt_vm *vm)
     bt_irqchip_lock(vm->irqchip);
     bt_ioapic_reset(vm->irqchip);
     bt_pic_reset(vm);
+    vm->irqchip->tick.owed = 0;
+    vm->irqchip->tick.at_pic = false;
+    atomic_store_explicit(&vm->irqchip->tick.vector, -1, memory_order_relaxed);
     bt_irqchip_unlock(vm->irqchip);
 }
 

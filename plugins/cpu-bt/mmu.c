@@ -88,7 +88,7 @@ static uint64_t page_access(struct bt_vcpu *c, uint64_t lin, unsigned size, unsi
     struct bt_tlb_entry *e = &c->tlb[t][tlb_index(lin)];
     uint64_t page = lin & ~0xfffull, h;
     if (__builtin_expect(c->bp_data, 0))
-        bt_debug_data(c, lin, size, (acc & BT_ACC_WRITE) != 0);
+        bt_debug_data(c, lin, size, acc);
     if (acc & BT_ACC_WRITE) {
         if (e->tag_w == page) {
             *pa = (e->pa & ~0xfffull) | (lin & 0xfff);

@@ -3,8 +3,19 @@
  * plugins/cpu-bt/mmu.h - what the files of the memory management unit share:
  *     walk.c    the guest's page tables
  *     tlb.c     the software TLB and where code lies
+ *     space.c   address spaces (PCIDs): what is kept of one while another runs
  *     mmu.c     accesses from C
  *     slow.c    accesses that translated code cannot do inline
+ *
+ * What of it an invalidation reaches
+ *   The inline TLBs and the jump cache of programs hold the current address
+ *   space alone, and global pages. A switch to another PCID puts the entries
+ *   aside and brings that one's back. All other tables are tagged with a
+ *   number that the space gets anew when it is flushed.
+ *   Supervisor code is taken to stay where it is: jumps between its pages are
+ *   chained, and its jump cache outlives CR3 loads. Each of its pages is noted
+ *   (struct bt_kcode), and after an invalidation that may have reached it the
+ *   notes are compared with the page tables.
  */
 #ifndef BT_MMU_H
 #define BT_MMU_H
@@ -22,10 +33,71 @@ static inline unsigned tlb_index(uint64_t lin) { return (lin >> 12) & (BT_TLB_SI
 static inline uint64_t tag_never(unsigned i) { return (uint64_t)(i ^ 1) << 12; }
 #define STK_NEVER 0x8000000000000000ull
 
+/* One entry of the paging-structure cache: the page table of 2 MiB, or the
+ * entry of a large page that covers them. The entry that maps a page is read
+ * from the guest's memory each time. */
+struct bt_psc {
+    uint64_t key;   /* number of the 2 MiB | psc_gen << 27 */
+    uint64_t *slot; /* the table's first entry; the large page's own */
+    uint8_t shift;  /* of the page size */
+    bool wr, us, nx; /* of all levels above */
+};
+#define BT_PSC_SIZE 512u
+
+/* A page of supervisor code, or 2 MiB of it in a large page. */
+struct bt_kcode {
+    uint64_t key; /* linear page number << 1, or number of the 2 MiB << 1 | 1 */
+    uint64_t pa;
+    uint32_t next;
+};
+#define BT_KCODE_MAX 2048u
+#define BT_KCODE_HASH 512u
+
+/* What is kept of an address space that does not run. */
+struct bt_space {
+    uint64_t gen;     /* tags instruction pages */
+    uint64_t psc_gen; /* tags the paging-structure cache */
+    uint64_t last;    /* when it ran: the least recent one gives way */
+    uint64_t drop_gen;
+    uint16_t pcid;
+    bool used;
+    uint32_t n_tlb[2], n_jump;
+    uint32_t jc_mode;
+    uint64_t jc_cs_base;
+    uint64_t code_filter[64];
+    struct { uint32_t index; struct bt_tlb_entry e; } tlb[2][256];
+    struct { uint32_t index, ind; } jump[1024];
+};
+#define BT_SPACES 8u
+
+#define BT_ITLB_SIZE 256u
+#define BT_LARGE_SLOTS 4096u
+#define BT_LARGE_MANY 0xffffffffu
+#define BT_HUGE_MAX 16u
+struct bt_mmu {
+    struct bt_space *space; /* the current one, of spaces[] */
+    uint64_t last_gen, kgen, clock;
+    uint64_t drop_gen;      /* grows when a right to store is taken away */
+    struct bt_psc psc[BT_PSC_SIZE];
+    struct { uint64_t vpage, pa, gen; const uint8_t *host; } itlb[2][BT_ITLB_SIZE];
+    uint16_t touched[2][2][BT_TLB_SIZE * 2]; /* entries filled: [table][global] */
+    uint32_t n_touched[2][2];
+    /* Which large pages have entries: number of the 2 MiB + 1; of the 1 GiB. */
+    uint32_t large[BT_LARGE_SLOTS];
+    uint64_t huge[BT_HUGE_MAX];
+    uint32_t n_large, n_huge;
+    struct bt_kcode kcode[BT_KCODE_MAX]; /* 0 is never used */
+    uint32_t n_kcode, kcode_head[BT_KCODE_HASH];
+    bool kcode_local; /* some of it is not in global pages */
+    struct bt_space spaces[BT_SPACES];
+};
+static inline uint64_t mmu_new_gen(struct bt_mmu *m) { return ++m->last_gen; }
+
 /* walk.c. What a walk found. */
 struct bt_walk {
     uint64_t pa; /* of the page */
-    bool writable, user, global, dirty, exec, large;
+    bool writable, user, global, dirty, exec;
+    uint8_t shift; /* of the page size */
 };
 #define BT_WALKED 0x100
 /* BT_WALKED, and A and D are set in the guest's tables as the access needs
@@ -37,6 +109,12 @@ _Noreturn void mmu_fault(struct bt_vcpu *c, uint64_t lin, unsigned acc, int rc);
 /* tlb.c. Walk and enter lin's page; raises #PF. Returns hva of the page or 0
  * (not RAM); *pa is the page's address either way. */
 uint64_t mmu_fill(struct bt_vcpu *c, uint64_t lin, unsigned acc, uint64_t *pa);
+void mmu_touched(struct bt_vcpu *c, unsigned t, unsigned global, unsigned i);
+/* Supervisor code may have moved: is it where it was? */
+void mmu_kcode_check(struct bt_vcpu *c);
+
+/* space.c. Forget all spaces; the current one is new. */
+void mmu_spaces_reset(struct bt_vcpu *c);
 
 /* mmu.c: stores to pages with translations. Our own translations of the bytes
  * go before the store, the other vCPUs' after it: they could make them again

@@ -65,7 +65,7 @@ typedef void (*bt_op_fn)(struct bt_vcpu *c, const struct bt_op *op);
     X(fxsave, NEXT) X(fxrstor, NEXT) X(xsave, NEXT) X(xsaveopt, NEXT) X(xsavec, NEXT) X(xsaves, NEXT)               \
     X(xrstor, NEXT) X(xrstors, NEXT) X(fnsave, NEXT) X(frstor, NEXT) X(fnstenv, NEXT) X(fldenv, NEXT)               \
     /* ports: opsize; imm port when op->is_mem == 0 and op->reg == 0, DX when op->reg == 1 */                       \
-    X(in, END) X(out, END) X(ins, END) X(outs, END)                                                                 \
+    X(in, END) X(out, END) X(ins, JUMP) X(outs, JUMP)                                                                 \
     /* strings: op->seg the source segment, op->rep; interruptible: an op that was stopped by c->pending in the     \
      * middle of a REP leaves c->rip at the instruction (so they are JUMP) */                                       \
     X(movs, JUMP) X(stos, JUMP) X(cmps, JUMP) X(scas, JUMP) X(lods, JUMP)                                           \
@@ -74,7 +74,8 @@ typedef void (*bt_op_fn)(struct bt_vcpu *c, const struct bt_op *op);
     /* memory forms that need more than one access */                                                               \
     X(maskmovdqu, NEXT) X(maskmovq, NEXT) X(gather, NEXT) X(scatter, NEXT) X(xlat, NEXT)                            \
     X(aaa, NEXT) X(aas, NEXT) X(aam, NEXT) X(aad, NEXT) X(daa, NEXT) X(das, NEXT) X(salc, NEXT)                     \
-    X(cmpxchg16b, NEXT) X(movdir64b, NEXT) X(nop, NEXT)
+    X(cmpxchg16b, NEXT) X(movdir64b, NEXT) X(nop, NEXT)                                                             \
+    X(debug_stop, JUMP) /* no instruction: a debugger's breakpoint */
 
 enum bt_op_id {
 #define X(name, kind) BT_OP_##name,

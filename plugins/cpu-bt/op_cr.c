@@ -125,11 +125,11 @@ static void write_cr3(struct bt_vcpu *c, uint64_t v)
         sys_gp0(c);
     if (pae_legacy(c->cr0, c->cr4, c->efer) && !sys_load_pdptes(c, v))
         sys_gp0(c);
-    /* The software TLB has no tags: entries survive only under the same root. */
-    keep = keep && v == c->cr3;
     c->cr3 = v;
     c->st.cr3_loads++;
-    if (!keep)
+    if (c->cr4 & BT_CR4_PCIDE)
+        bt_tlb_switch(c, keep);
+    else
         bt_tlb_flush_nonglobal(c);
 }
 
@@ -309,12 +309,12 @@ void bt_op_invpcid(struct bt_vcpu *c, const struct bt_op *op)
     bool tags = (c->cr4 & BT_CR4_PCIDE) != 0;
     if (pcid >> 12 || (type < 2 && !tags && pcid) || (type == 0 && !sys_canonical(addr)))
         sys_gp0(c);
-    if (type == 0)
-        bt_tlb_invlpg(c, addr);
-    else if (type == 2)
-        bt_tlb_flush_all(c);
-    else
-        bt_tlb_flush_nonglobal(c);
+    switch (type) {
+    case 0: bt_tlb_invlpg_pcid(c, (unsigned)pcid, addr); break;
+    case 1: bt_tlb_flush_pcid(c, (unsigned)pcid); break;
+    case 2: bt_tlb_flush_all(c); break;
+    default: bt_tlb_flush_pcids(c);
+    }
 }
 
 /* The host keeps its caches coherent; nothing is to be written back or lost. */

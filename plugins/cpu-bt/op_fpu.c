@@ -336,7 +336,8 @@ static void check_pending(struct bt_vcpu *c)
         return;
     if (c->cr0 & BT_CR0_NE)
         bt_raise(c, BT_EX_MF);
-    __asm__ volatile("fnclex"); /* no FERR line: the exception is lost, the host must not take it */
+    c->ferr = 1;
+    bt_restart(c);
 }
 
 void bt_op_fnstenv(struct bt_vcpu *c, const struct bt_op *op)

@@ -27,6 +27,8 @@ static uint32_t port_read(struct bt_vcpu *c, uint16_t port, unsigned size)
     uint64_t wide = ~0ull;
 
     c->st.pio++;
+    if (c->bp_exec >> BT_BP_IO)
+        bt_debug_io(c, port, size);
     if (bt_irqchip_pio(c, port, size, false, &v))
         return v;
     bt_fp_save(c);
@@ -39,6 +41,8 @@ static uint32_t port_read(struct bt_vcpu *c, uint16_t port, unsigned size)
 static void port_write(struct bt_vcpu *c, uint16_t port, unsigned size, uint32_t v)
 {
     c->st.pio++;
+    if (c->bp_exec >> BT_BP_IO)
+        bt_debug_io(c, port, size);
     if (bt_irqchip_pio(c, port, size, true, &v))
         return;
     bt_fp_save(c);
@@ -99,11 +103,16 @@ static void io_string(struct bt_vcpu *c, const struct bt_op *op,
     sys_check_io(c, port, op->opsize);
     if (!op->rep) {
         one(c, op, port);
+        c->rip = op->next_rip;
         return;
     }
     for (unsigned n = 0;; n++) {
         uint64_t count = bt_reg_get(c, BT_RCX, op->addrsize, 0);
-        if (!count)
+        if (!count) {
+            c->rip = op->next_rip;
+            return;
+        }
+        if (n && (c->mode & BT_MODE_TF)) /* a trap after every element */
             return;
         if (n >= IO_BATCH && atomic_load_explicit(&c->pending, memory_order_relaxed))
             bt_restart(c); /* goes on with what is left */

@@ -55,6 +55,7 @@ void bt_op_syscall(struct bt_vcpu *c, const struct bt_op *op)
     c->gpr[11] = flags;
     bt_set_rflags(c, flags & ~(uint32_t)c->sfmask);
     c->rip = compat ? c->cstar : c->lstar;
+    c->int_done = !(c->sysflags & BT_TF); /* the trap goes by TF after the instruction, here and in SYSRET */
     c->st.syscalls++;
     flat_segs(c, sel, CODE64_0, sel + 8, DATA_0, 0);
 }
@@ -76,6 +77,7 @@ void bt_op_sysret(struct bt_vcpu *c, const struct bt_op *op)
     }
     c->rip = wide ? c->gpr[BT_RCX] : (uint32_t)c->gpr[BT_RCX];
     bt_set_rflags(c, (uint32_t)c->gpr[11] & 0x3c7fd7);
+    c->int_done = c->sysflags & BT_TF ? 2 : 0;
     flat_segs(c, (sel + (wide ? 16 : 0)) | 3, wide ? CODE64_3 : CODE32_3, (sel + 8) | 3, DATA_3, 3);
 }
 

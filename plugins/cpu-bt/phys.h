@@ -44,11 +44,11 @@ void bt_quiescent_enter(struct bt_vcpu *c);
 void bt_quiescent_leave(struct bt_vcpu *c);
 
 /* mmu.c, tlb.c, slow.c */
+int bt_mmu_create(struct bt_vcpu *c);
+void bt_mmu_destroy(struct bt_vcpu *c);
 void bt_tlb_drop_write(struct bt_vcpu *c, uint64_t pa);
 /* Linear code address to page: raises #PF. */
 const uint8_t *bt_code_page(struct bt_vcpu *c, uint64_t lin, uint64_t *pa);
-/* Walk without side effects; false when not mapped for fetch at CPL 0. */
-bool bt_peek_code(struct bt_vcpu *c, uint64_t lin, uint64_t *pa);
 uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc);
 /* Enter the page of [ea, ea + size) into the TLB if nothing but the accessed bit can show it. */
 bool bt_try_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc);

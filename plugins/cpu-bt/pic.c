@@ -125,6 +125,8 @@ int bt_pic_ack(struct bt_vm *vm)
     } else if (in != CASCADE) {
         vector = (m->base & 0xf8) | in;
         acknowledge(m, (unsigned)in);
+        if (in == 0 && chip->tick.at_pic)
+            bt_tick_taken(vm);
     } else {
         int sub = pending_input(s, false);
         vector = (s->base & 0xf8) | (sub < 0 ? 7 : sub); /* the master has its ISR bit set even then */
@@ -260,6 +262,10 @@ bool bt_pic_io(struct bt_vm *vm, uint16_t port, bool write, uint8_t *value)
 bool bt_irqchip_pio(struct bt_vcpu *c, uint16_t port, unsigned size, bool write, uint32_t *value)
 {
     bool ours = (port & ~0x81u) == 0x20 || port == 0x4d0 || port == 0x4d1;
+    if ((port & ~1u) == 0xf0 && write) { /* the numeric processor's error latch */
+        bt_irq_line(c->vm, BT_FERR_GSI, false);
+        return true;
+    }
     if (!ours)
         return false;
     uint32_t v = write ? *value : 0;

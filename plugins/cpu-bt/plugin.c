@@ -8,6 +8,7 @@
 #include "cpu_model.h"
 #include "phys.h"
 #include "run.h"
+#include "state.h"
 #include "translate.h"
 #include <cpuid.h>
 #include <hvx/plugin.h>
@@ -221,6 +222,7 @@ static void vcpu_destroy(struct hvx_vcpu *v)
         munmap(c->cache->map, BT_MAX_MAP * sizeof(struct bt_map_entry));
         munmap(c->cache->pages, c->cache->max_pages * sizeof(struct bt_codepage));
     }
+    bt_mmu_destroy(c);
     munmap(c->region, c->region_size);
 }
 
@@ -273,7 +275,7 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     k->map = reserve(BT_MAX_MAP * sizeof(struct bt_map_entry));
     k->pages = reserve(k->max_pages * sizeof(struct bt_codepage));
     c->trans = bt_trans_create(c);
-    if (!k->blocks || !k->exits || !k->map || !k->pages || !c->trans || bt_apic_create(c)) {
+    if (!k->blocks || !k->exits || !k->map || !k->pages || !c->trans || bt_mmu_create(c) || bt_apic_create(c)) {
         vm->vcpu[index] = c;
         vcpu_destroy((struct hvx_vcpu *)c);
         return hvx_fail(err, -ENOMEM, "cpu-bt: out of memory for vCPU %u", index);
@@ -305,6 +307,8 @@ static int vcpu_run(struct hvx_vcpu *v, struct hvx_exit *exit)
 }
 
 static void vcpu_kick(struct hvx_vcpu *v) { bt_kick((struct bt_vcpu *)v, BT_PEND_KICK); }
+
+static int debug_set(struct hvx_vcpu *v, const struct hvx_debug *d) { return bt_debug_set((struct bt_vcpu *)v, d); }
 
 static int vcpu_get(struct hvx_vcpu *v, struct hvx_vcpu_regs *r)
 {
@@ -348,6 +352,7 @@ static int vcpu_get(struct hvx_vcpu *v, struct hvx_vcpu_regs *r)
     r->pending_error_code = c->exc.error;
     bt_msr_get_all(c, r);
     bt_apic_get(c, r);
+    bt_events_get(c, r);
     r->xsave_size = 2696 < HVX_XSAVE_MAX ? 2696 : HVX_XSAVE_MAX;
     memcpy(r->xsave, c->xsave, sizeof(r->xsave));
     return 0;
@@ -377,6 +382,9 @@ static int vcpu_set(struct hvx_vcpu *v, const struct hvx_vcpu_regs *r, struct hv
         return hvx_fail(err, -ENOTSUP, "cpu-bt: the saved state uses XSAVE features %#llx, the CPU model here has %#llx; "
                         "start the VM with the --cpu that it was saved with",
                         (unsigned long long)r->xcr0, (unsigned long long)bt_cpuid_xcr0(c->vm));
+    int rc = bt_state_check(c, r, err);
+    if (rc)
+        return rc;
     c->wait_sipi = r->mp_state == 2;
     c->halted = r->mp_state == 1;
     memcpy(c->gpr, r->gpr, sizeof(c->gpr));
@@ -433,6 +441,7 @@ static int vcpu_set(struct hvx_vcpu *v, const struct hvx_vcpu_regs *r, struct hv
     bt_cache_flush(c);
     bt_tlb_flush_all(c);
     bt_load_pdptes(c);
+    bt_events_set(c, r);
     atomic_fetch_or(&c->pending, BT_PEND_IRQ);
     return 0;
 }
@@ -449,7 +458,9 @@ void bt_load_pdptes(struct bt_vcpu *c)
 
 static void irqchip_reset(struct hvx_engine_vm *e) { bt_irqchip_reset((struct bt_vm *)e); }
 static int irqchip_state(struct hvx_engine_vm *e, struct hvx_stream *s) { return bt_irqchip_state((struct bt_vm *)e, s); }
+static int model_state(struct hvx_engine_vm *e, struct hvx_stream *s) { return bt_model_state((struct bt_vm *)e, s); }
 static void irq_line(struct hvx_engine_vm *e, unsigned gsi, bool level) { bt_irq_line((struct bt_vm *)e, gsi, level); }
+static void irq_tick(struct hvx_engine_vm *e, unsigned gsi, unsigned n) { bt_irq_tick((struct bt_vm *)e, gsi, n); }
 static void msi(struct hvx_engine_vm *e, uint64_t addr, uint32_t data) { bt_msi((struct bt_vm *)e, addr, data); }
 
 static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
@@ -523,10 +534,13 @@ static const struct hvx_cpu_ops ops = {
     .irqchip_reset = irqchip_reset,
     .irqchip_state = irqchip_state,
     .irq_line = irq_line,
+    .irq_tick = irq_tick,
     .msi = msi,
     .code_written = code_written,
     .stats = stats,
     .cpu_models = cpu_models,
+    .model_state = model_state,
+    .debug_set = debug_set,
 };
 
 static const char *const capabilities[] = {"real-mode", "protected-mode", "long-mode", "smp", "irqchip", NULL};

@@ -4,6 +4,7 @@
  * halting; and the short cuts from block to block that do not need it.
  */
 #include "run.h"
+#include "sys.h"
 #include "apic.h"
 #include "cache.h"
 #include "phys.h"
@@ -314,7 +315,7 @@ static void interrupts(struct bt_vcpu *c)
 {
     if (c->wait_sipi)
         return;
-    if (c->shadow) { /* one instruction later: turn() sets the bits again */
+    if (c->shadow || (c->dbg.step && !c->halted)) { /* one instruction later: turn() sets the bits again */
         uint32_t bits = atomic_fetch_and(&c->pending, ~(BT_PEND_IRQ | BT_PEND_NMI));
         c->irq_wait |= (bits & BT_PEND_IRQ) != 0;
         c->nmi_held |= (bits & BT_PEND_NMI) != 0;
@@ -377,13 +378,42 @@ static void instruction_breakpoint(struct bt_vcpu *c)
     bt_raise(c, BT_EX_DB);
 }
 
+static int debug_exit(struct bt_vcpu *c, struct hvx_exit *exit)
+{
+    exit->reason = HVX_EXIT_DEBUG;
+    exit->detail = c->dbg.hit;
+    c->dbg.hit = 0;
+    return 1;
+}
+
+/* CR0.NE is clear: the exception leaves the processor by FERR#, which a PC
+ * wires to IRQ 13, and the instruction waits for the interrupt. The handler
+ * writes port 0xf0. With interrupts off, as in such a handler, IGNNE# is taken
+ * to be asserted: the exception is dropped. */
+static void x87_error(struct bt_vcpu *c)
+{
+    c->ferr = 0;
+    if (c->iflag) {
+        c->halted = 1;
+        bt_irq_line(c->vm, BT_FERR_GSI, true);
+        return;
+    }
+    sys_fp_live(c);
+    __asm__ volatile("fnclex");
+}
+
 /* One turn; 0: go on. */
 static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
 {
     struct bt_cache *k = c->cache;
     bt_relink(c);
-    if (c->exc.valid)
+    if (c->ferr)
+        x87_error(c);
+    if (c->exc.valid) {
         deliver_exception(c);
+        if (c->dbg.step) /* at the handler's first instruction */
+            return debug_exit(c, exit);
+    }
     if (c->inject.valid) {
         c->inject.valid = 0;
         if (c->inject.has_error)
@@ -409,6 +439,7 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
     jc_check(c, c->cpl == 3); /* an exception or interrupt may have changed the mode */
     uint32_t mode = c->mode;
     bool special = c->force_careful || c->force_single || c->shadow;
+    c->bp_data = (uint8_t)((c->bp_data & ~BT_BP_ALIGN) | (bt_aligning(c) ? BT_BP_ALIGN : 0));
     if (c->force_careful || c->bp_data)
         mode |= BT_MODE_CAREFUL;
     if (special)
@@ -444,6 +475,7 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
     c->shadow = 0;
     c->force_careful = c->force_single = 0;
     c->int_done = 0;
+    c->dbg.hit = 0;
     k->enter(c, b->a);
     if (c->cur_exit == BT_X_NONE) { /* something came up before the first instruction */
         c->shadow = shadow;
@@ -452,14 +484,19 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         c->sysflags |= rf;
         return 0;
     }
-    if (shadow && (c->irq_wait || c->nmi_held))
+    if ((shadow || c->dbg.step) && (c->irq_wait || c->nmi_held))
         atomic_fetch_or(&c->pending, (c->irq_wait ? BT_PEND_IRQ : 0) | (c->nmi_held && !c->nmi_masked ? BT_PEND_NMI : 0));
     /* MOV SS (shadow 2) holds the trap off, STI does not; INT n takes TF along. */
-    if ((step || c->bp_hit) && c->shadow != 2 && (!c->int_done || c->bp_hit)) {
-        c->dr[6] |= c->bp_hit | (step && !c->int_done ? 0x4000 : 0);
-        bt_raise(c, BT_EX_DB);
+    step = c->int_done == 2 || (step && !c->int_done);
+    if ((step || c->bp_hit) && c->shadow != 2) {
+        c->dr[6] |= c->bp_hit | (step ? 0x4000 : 0);
+        if (!c->dbg.hit)
+            bt_raise(c, BT_EX_DB);
+        c->exc.vector = BT_EX_DB; /* the debugger comes first; the guest has its trap when it goes on */
+        c->exc.has_error = 0;
+        c->exc.valid = 1;
     }
-    return 0;
+    return c->dbg.step || c->dbg.hit ? debug_exit(c, exit) : 0;
 }
 
 static int __attribute__((noinline)) loop(struct bt_vcpu *c, struct hvx_exit *exit)
@@ -474,6 +511,10 @@ static int __attribute__((noinline)) loop(struct bt_vcpu *c, struct hvx_exit *ex
             exit->reason = HVX_EXIT_SHUTDOWN;
             c->delivering = -1;
             c->exc.valid = 0;
+            return 0;
+        }
+        if (c->cur_exit == BT_X_DEBUG) {
+            debug_exit(c, exit);
             return 0;
         }
         if (c->cur_exit == BT_X_FATAL) {

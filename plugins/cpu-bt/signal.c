@@ -103,9 +103,10 @@ static void on_fault(int sig, siginfo_t *info, void *ucv)
         if (v == BT_EX_PF)
             c->cr2 = c->window.lin + d;
     }
+    c->ferr = v == BT_EX_MF && !(c->cr0 & BT_CR0_NE);
     c->exc.vector = (uint8_t)v;
     c->exc.has_error = v == BT_EX_GP || v == BT_EX_AC || v == BT_EX_PF || v == BT_EX_SS;
-    c->exc.valid = 1;
+    c->exc.valid = !c->ferr;
     c->force_careful = c->force_single = 0;
     g[REG_RIP] = (greg_t)(uintptr_t)land;
     g[REG_RDI] = (greg_t)(uintptr_t)c;

@@ -119,6 +119,8 @@ uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
         }
     }
     mmu_check_canonical(c, ea, size, (desc & (BT_DESC_STACK | BT_DESC_SS)) != 0);
+    if (c->bp_data & BT_BP_ALIGN)
+        bt_debug_align(c, ea, size, acc);
     if (desc & BT_DESC_CAREFUL) {
         c->window.commit = 0;
         c->st.bounces++;

@@ -134,7 +134,7 @@ uint64_t sys_check_ss(struct bt_vcpu *c, uint32_t sel, unsigned dpl, unsigned ve
  * of system calls, interrupts and their returns. was64: before the change. */
 static inline void sys_mode_cs(struct bt_vcpu *c, bool was64)
 {
-    if (was64 && (c->seg[BT_CS].attr & SYS_L)) {
+    if (was64 && (c->seg[BT_CS].attr & SYS_L) && !(c->cr4 & BT_CR4_TSD)) {
         c->mode = (c->mode & ~(BT_MODE_CPL | BT_MODE_TF)) | c->cpl | (bt_stepping(c) ? BT_MODE_TF : 0);
         return;
     }

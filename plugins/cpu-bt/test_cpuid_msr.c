@@ -108,6 +108,190 @@ static void unknown_model_is_refused(void **state)
     assert_null(vm.cpuid);
 }
 
+/* A VM with one vCPU and the model that the text names. */
+static struct bt_vm *vm_of(const char *text)
+{
+    struct bt_vm *vm = test_vm_new(1);
+    struct hvx_error err = {0};
+    bt_cpuid_destroy(vm);
+    if (bt_cpuid_create(vm, text, &err)) {
+        fprintf(stderr, "%s: %s\n", text, err.text);
+        abort();
+    }
+    return vm;
+}
+
+static int create(const char *text, struct hvx_error *err)
+{
+    struct bt_vm vm = {.n_vcpus = 1, .tsc_hz = 1000000000};
+    int rc = bt_cpuid_create(&vm, text, err);
+    bt_cpuid_destroy(&vm);
+    return rc;
+}
+
+static void named_models_take_nothing_from_the_host(void **state)
+{
+    struct bt_vm *vm = vm_of("x86-64-v1");
+    struct bt_vcpu *c = vm->vcpu[0];
+    uint32_t r[4];
+    (void)state;
+    bt_cpuid(c, 0, 0, r);
+    assert_memory_equal(&r[1], "Genu", 4);
+    assert_memory_equal(&r[3], "ineI", 4);
+    assert_memory_equal(&r[2], "ntel", 4);
+    assert_int_equal(leaf(c, 1, 0, 0), 0x6fb);
+    assert_int_equal(leaf(c, 1, 0, 2) & (BIT(0) | BIT(9) | BIT(19) | BIT(20) | BIT(23) | BIT(26) | BIT(28)), 0);
+    assert_int_equal(leaf(c, 7, 0, 1) & (BIT(3) | BIT(5) | BIT(8) | BIT(16)), 0);
+    assert_int_equal(leaf(c, 0xd, 0, 0), 0);
+    assert_int_equal(leaf(c, 0x80000008, 0, 0) & 0xff, 40);
+    bt_cpuid(c, 0x80000002, 0, r);
+    assert_memory_equal(r, "x86-64-v1 virtua", 16);
+    assert_true(vm->cpuid->restricted);
+    assert_int_equal(vm->cpuid->xcr0, 3);
+    /* what the engine does for every guest */
+    assert_true(leaf(c, 1, 0, 2) & BIT(21));
+    assert_true(leaf(c, 7, 0, 1) & BIT(7));
+    test_vm_free(vm);
+}
+
+static void features_come_and_go(void **state)
+{
+    struct bt_vm *vm = vm_of("host,-avx,-x2apic,-tsc-adjust,-arch-capabilities");
+    struct bt_vcpu *c = vm->vcpu[0];
+    struct hvx_error err;
+    uint64_t v;
+    (void)state;
+    /* AVX takes all along that needs it. */
+    assert_int_equal(leaf(c, 1, 0, 2) & (BIT(12) | BIT(21) | BIT(28) | BIT(29)), 0);
+    assert_int_equal(leaf(c, 7, 0, 1) & (BIT(5) | BIT(16) | BIT(17) | BIT(30) | BIT(31)), 0);
+    assert_int_equal(leaf(c, 0xd, 0, 0), 3);
+    assert_int_equal(leaf(c, 0xd, 0, 2), 576);
+    assert_false(bt_cpuid_has_x2apic(vm));
+    assert_false(bt_rdmsr(c, 0x3b, &v));
+    assert_false(bt_rdmsr(c, 0x10a, &v));
+    test_vm_free(vm);
+    assert_int_equal(create("x86-64-v1,+avx", &err), -EINVAL);
+    assert_non_null(strstr(err.text, "+xsave"));
+    assert_int_equal(create("x86-64-v1,+frob", &err), -EINVAL);
+    assert_non_null(strstr(err.text, "frob"));
+    assert_int_equal(create("host,frob", &err), -EINVAL);
+    assert_int_equal(create("host,hypervisor=xen", &err), -EINVAL);
+    assert_int_equal(create("host,tsc-frequency=1", &err), -EINVAL);
+    assert_int_equal(create("host,tsc-frequency=99999999999999999999999", &err), -EINVAL);
+    assert_int_equal(create("host,", &err), -EINVAL);
+    assert_int_equal(create("", &err), -EINVAL);
+    assert_int_equal(create("host,+smap", &err), -ENOTSUP);
+}
+
+static void note_model(void *opaque, const char *name, const char *what, const char *why)
+{
+    unsigned *n = opaque;
+    (void)what;
+    if (!name)
+        return;
+    struct hvx_error err = {0};
+    int rc = create(name, &err);
+    assert_int_equal(rc, why ? -ENOTSUP : 0); /* the list tells the truth */
+    if (why)
+        assert_non_null(strstr(err.text, "lacks"));
+    ++*n;
+}
+
+static void every_model_in_the_list(void **state)
+{
+    unsigned n = 0;
+    (void)state;
+    bt_cpuid_models(note_model, &n);
+    assert_true(n >= 18);
+}
+
+/* What a host without AVX2 would say. */
+static void what_is_missing_is_named(void **state)
+{
+    struct bt_cpuid_offer o;
+    struct bt_model_choice c;
+    struct hvx_error err = {0};
+    (void)state;
+    memset(&o, 0, sizeof(o));
+    memset(o.host_kind, 0xff, sizeof(o.host_kind));
+    memset(o.here, 0xff, sizeof(o.here));
+    o.here[BT_W_7B] &= ~(BIT(5) | BIT(16));
+    assert_int_equal(bt_model_choose("x86-64-v3", &o, &c, &err), -ENOTSUP);
+    assert_non_null(strstr(err.text, "avx2"));
+    assert_null(strstr(err.text, "bmi"));
+    assert_non_null(strstr(err.text, "use x86-64-v2"));
+    assert_int_equal(bt_model_choose("x86-64-v3,-avx2", &o, &c, &err), 0);
+    memset(o.here, 0xff, sizeof(o.here));
+    o.avx512_off = 832; /* as AMD's */
+    assert_int_equal(bt_model_choose("x86-64-v4", &o, &c, &err), -ENOTSUP);
+    assert_non_null(strstr(err.text, "other places"));
+    assert_int_equal(bt_model_choose("EPYC-Genoa", &o, &c, &err), 0);
+}
+
+static void tsc_at_another_rate(void **state)
+{
+    struct bt_vm *vm = test_vm_new(1);
+    struct bt_vcpu *c = vm->vcpu[0];
+    (void)state;
+    vm->host_tsc_hz = 2600000000u;
+    vm->tsc_hz = 2600100000u; /* as good as the same */
+    bt_tsc_scale_init(vm);
+    assert_int_equal(vm->tsc_ratio, 0);
+    vm->tsc_hz = 1300000000u;
+    bt_tsc_scale_init(vm);
+    assert_int_equal(bt_tsc_scale(vm, 1ull << 62), 1ull << 61);
+    c->tsc_offset = 0;
+    uint64_t a = bt_guest_tsc(c), h = bt_host_tsc();
+    assert_in_range(a, h / 2 - 2600000000u, h / 2);
+    bt_cpuid_destroy(vm);
+    assert_int_equal(bt_cpuid_create(vm, "host,tsc-frequency=1500M", NULL), 0);
+    assert_int_equal(vm->tsc_hz, 1500000000u);
+    assert_int_equal(leaf(c, 0x40000010, 0, 0), 1500000);
+    test_vm_free(vm);
+}
+
+static void kvm_leaves_and_msrs(void **state)
+{
+    struct bt_vm *vm = test_vm_new(2);
+    struct bt_vcpu *c = vm->vcpu[0];
+    struct hvx_vcpu_regs *r = calloc(1, sizeof(*r));
+    uint32_t id[4];
+    uint64_t v;
+    (void)state;
+    bt_cpuid(c, 0x40000000, 0, id);
+    assert_memory_equal(&id[1], "KVMKVMKVM\0\0", 12);
+    assert_int_equal(leaf(c, 0x40000001, 0, 0), BIT(0) | BIT(1) | BIT(3) | BIT(7) | BIT(11) | BIT(24));
+    assert_true(bt_wrmsr(c, 0x4b564d01, 0x1001)); /* no RAM there: of no effect */
+    assert_true(bt_rdmsr(c, 0x12, &v));
+    assert_int_equal(v, 0x1001);
+    assert_true(bt_wrmsr(c, 0x3b, 4711));
+    v = c->tsc_offset;
+    bt_msr_get_all(c, r);
+    assert_true(bt_wrmsr(c, 0x3b, 0));
+    assert_true(bt_wrmsr(c, 0x4b564d01, 0));
+    uint64_t offset = c->tsc_offset;
+    bt_msr_set_all(c, r);
+    assert_int_equal(c->tsc_offset, offset); /* restoring moves no TSC */
+    assert_int_equal(bt_msr_tsc_adjust(c), 4711);
+    assert_int_equal(c->pv.system_time, 0x1001);
+    test_take_pending(vm->vcpu[1]);
+    const uint64_t kick[4] = {0, 1, 0, 0}, nothing[4] = {0};
+    assert_int_equal(bt_pv_hypercall(c, 5, kick), 0);
+    assert_true(test_take_pending(vm->vcpu[1]) & BT_PEND_UNHALT);
+    assert_int_equal(bt_pv_hypercall(c, 99, nothing), (uint64_t)-1000);
+    c->cpl = 3;
+    assert_int_equal(bt_pv_hypercall(c, 5, kick), (uint64_t)-1);
+    free(r);
+    test_vm_free(vm);
+    vm = vm_of("host,hypervisor=none");
+    c = vm->vcpu[0];
+    assert_false(leaf(c, 1, 0, 2) & BIT(31));
+    assert_int_equal(leaf(c, 0x40000000, 0, 0), 0);
+    assert_false(bt_rdmsr(c, 0x4b564d01, &v));
+    assert_false(vm->hypercalls);
+    test_vm_free(vm);
+}
+
 static void msr_rules(void **state)
 {
     struct bt_vm *vm = test_vm_new(1);
@@ -168,6 +352,12 @@ int main(void)
         cmocka_unit_test(xsave_sizes),
         cmocka_unit_test(tsc_rate_is_told),
         cmocka_unit_test(unknown_model_is_refused),
+        cmocka_unit_test(named_models_take_nothing_from_the_host),
+        cmocka_unit_test(features_come_and_go),
+        cmocka_unit_test(every_model_in_the_list),
+        cmocka_unit_test(what_is_missing_is_named),
+        cmocka_unit_test(tsc_at_another_rate),
+        cmocka_unit_test(kvm_leaves_and_msrs),
         cmocka_unit_test(msr_rules),
         cmocka_unit_test(tsc_and_its_adjustment),
     };

@@ -304,6 +304,57 @@ static void ioapic_level_and_edge(void **state)
     test_vm_free(vm);
 }
 
+/* Acknowledges and ends whatever comes; returns how often it was `vector`. */
+static unsigned take_all(struct bt_vcpu *c, int vector, bool at_pic)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i < 1000 && bt_irq_ready(c) >= 0; i++) {
+        n += bt_irq_ack(c) == vector;
+        if (at_pic)
+            outb(c, 0x20, 0x20);
+        else
+            set_reg(c, 0xb0, 0);
+    }
+    return n;
+}
+
+static void ticks_are_not_lost(void **state)
+{
+    struct bt_vm *vm = test_vm_new(1);
+    struct bt_vcpu *c = vm->vcpu[0];
+    (void)state;
+    apic_on(c);
+    pin(c, 2, 0x10045); /* masked: nobody listens */
+    outb(c, 0x21, 0xff);
+    bt_irq_tick(vm, 0, 5);
+    pin(c, 2, 0x45);
+    assert_int_equal(take_all(c, 0x45, false), 0);
+    bt_irq_tick(vm, 0, 1);
+    bt_irq_tick(vm, 0, 1);
+    bt_irq_tick(vm, 0, 3);
+    assert_int_equal(take_all(c, 0x45, false), 5);
+    bt_irq_tick(vm, 0, 4);
+    assert_int_equal(bt_irq_ack(c), 0x45);
+    bt_irq_tick(vm, 0, 0); /* stopped: what is requested already comes, the rest does not */
+    set_reg(c, 0xb0, 0);
+    assert_int_equal(take_all(c, 0x45, false), 1);
+    for (unsigned i = 0; i < 100; i++)
+        bt_irq_tick(vm, 0, 100);
+    assert_in_range(take_all(c, 0x45, false), HVX_TICKS_OWED_MAX, HVX_TICKS_OWED_MAX + 1);
+    bt_irq_tick(vm, 0, 1);
+    bt_irq_line(vm, 4, true); /* other lines merge as ever */
+    assert_int_equal(take_all(c, 0x45, false), 1);
+    test_vm_free(vm);
+
+    vm = test_vm_new(1);
+    c = vm->vcpu[0];
+    pic_init(c, 1);
+    bt_irq_tick(vm, 0, 1);
+    bt_irq_tick(vm, 0, 2);
+    assert_int_equal(take_all(c, 8, true), 3);
+    test_vm_free(vm);
+}
+
 static void virtual_wire(void **state)
 {
     struct bt_vm *vm = test_vm_new(2);
@@ -511,6 +562,7 @@ int main(void)
         cmocka_unit_test(apic_destinations),
         cmocka_unit_test(lowest_priority_takes_the_idlest),
         cmocka_unit_test(ioapic_level_and_edge),
+        cmocka_unit_test(ticks_are_not_lost),
         cmocka_unit_test(virtual_wire),
         cmocka_unit_test(x2apic),
         cmocka_unit_test(apic_timer_modes),

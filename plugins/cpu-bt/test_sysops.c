@@ -101,6 +101,34 @@ void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin)
     B.invlpg++;
 }
 
+void bt_tlb_switch(struct bt_vcpu *c, bool keep)
+{
+    (void)c;
+    B.switches++;
+    B.switches_kept += keep;
+}
+
+void bt_tlb_flush_pcid(struct bt_vcpu *c, unsigned pcid)
+{
+    (void)c;
+    B.pcid = pcid;
+    B.flush_pcid++;
+}
+
+void bt_tlb_invlpg_pcid(struct bt_vcpu *c, unsigned pcid, uint64_t lin)
+{
+    (void)c;
+    (void)lin;
+    B.pcid = pcid;
+    B.invlpg_pcid++;
+}
+
+void bt_tlb_flush_pcids(struct bt_vcpu *c)
+{
+    (void)c;
+    B.flush_pcids++;
+}
+
 void bt_quiescent_enter(struct bt_vcpu *c) { (void)c; }
 void bt_quiescent_leave(struct bt_vcpu *c) { (void)c; }
 

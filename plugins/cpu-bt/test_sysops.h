@@ -44,7 +44,7 @@ struct bench {
     int vector; /* last exception, -1 none; -2 restart */
     uint32_t error;
     bool has_error;
-    unsigned flush_all, flush_nonglobal, invlpg, ports;
+    unsigned flush_all, flush_nonglobal, switches, switches_kept, pcid, flush_pcid, invlpg_pcid, flush_pcids, invlpg, ports;
     uint16_t port;
     uint32_t port_value, port_size;
     uint64_t pf_page; /* one page that faults, ~0 none */

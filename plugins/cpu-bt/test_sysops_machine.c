@@ -68,10 +68,12 @@ static void cr3_and_pcid(void **s)
     OK(set_cr(4, C->cr4 | BT_CR4_PCIDE));
     B.flush_nonglobal = 0;
     OK(set_cr(3, 1ull << 63 | 0x5000));
-    assert_int_equal(B.flush_nonglobal, 0);
+    assert_int_equal(B.switches_kept, 1);
     assert_int_equal(C->cr3, 0x5000);
-    OK(set_cr(3, 1ull << 63 | 0x6001)); /* another root: must flush all the same */
-    assert_int_equal(B.flush_nonglobal, 1);
+    OK(set_cr(3, 0x6001));
+    assert_int_equal(B.switches, 2);
+    assert_int_equal(B.switches_kept, 1);
+    assert_int_equal(B.flush_nonglobal, 0);
     RAISES(BT_EX_GP, 0, set_cr(4, C->cr4 | 1ull << 40));
     OK(set_cr(8, 3));
     assert_int_equal(B.port_value, 3);
@@ -385,6 +387,19 @@ static void invalidations(void **s)
     OK(bt_op_invpcid(C, &B.op));
     C->gpr[BT_RAX] = 2;
     OK(bt_op_invpcid(C, &B.op));
+    assert_int_equal(B.flush_all, 1);
+    C->cr4 |= BT_CR4_PCIDE;
+    put(DATA, 8, 7);
+    C->gpr[BT_RAX] = 0;
+    OK(bt_op_invpcid(C, &B.op));
+    C->gpr[BT_RAX] = 1;
+    OK(bt_op_invpcid(C, &B.op));
+    C->gpr[BT_RAX] = 3;
+    OK(bt_op_invpcid(C, &B.op));
+    assert_int_equal(B.pcid, 7);
+    assert_int_equal(B.invlpg_pcid, 2);
+    assert_int_equal(B.flush_pcid, 1);
+    assert_int_equal(B.flush_pcids, 1);
     assert_int_equal(B.flush_all, 1);
     C->cr4 |= BT_CR4_TSD;
     OK(bt_op_rdtsc(C, &B.op));

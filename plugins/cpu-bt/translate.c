@@ -177,7 +177,10 @@ static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
         memset(x->bytes, 0, sizeof(x->bytes));
         memcpy(x->bytes, host + at, here);
         x->rip = t->code64 ? t->rip + at : (uint32_t)(t->rip + at);
-        ZyanStatus st = ZydisDecoderDecodeFull(dec, x->bytes, here, &x->d, x->op);
+        bool stop = c->dbg.any_exec && bt_debug_stops_at(c, x->rip + t->cs_base);
+        if (stop && t->n)
+            break;
+        ZyanStatus st = stop ? ZYAN_STATUS_FAILED : ZydisDecoderDecodeFull(dec, x->bytes, here, &x->d, x->op);
         if (!ZYAN_SUCCESS(st) && here < 15 && st == ZYDIS_STATUS_NO_MORE_DATA) {
             if (t->n)
                 break; /* let it be the first of its own block: it may fault */
@@ -197,7 +200,7 @@ static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
             x->d.operand_width = 32;
             x->d.address_width = 32;
             x->kind = K_OP;
-            x->op_id = st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? BT_OP_gp0 : BT_OP_ud;
+            x->op_id = stop ? BT_OP_debug_stop : st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? BT_OP_gp0 : BT_OP_ud;
             x->op_kind = KIND_JUMP;
             x->f_read = x->f_write = ALL_FLAGS;
             x->f_kill = 0;

@@ -77,9 +77,27 @@ static void set_line(struct hpet_timer *t, bool level)
     t->hpet->pc->host->irq_set(t->hpet->pc->vm, gsi, level);
 }
 
-static void fire(struct hpet_timer *t)
+/* A periodic timer on the system timer's line, slow enough that ticks are made up for. */
+static bool is_tick(const struct hpet_timer *t)
 {
-    if (t->config & T_LEVEL) {
+    return (t->config & (T_LEVEL | T_INT_ENABLE | T_PERIODIC)) == (T_INT_ENABLE | T_PERIODIC) &&
+           t->period >= PC_TICK_MIN_NS / HPET_TICK_NS &&
+           (t->hpet->config & CFG_LEGACY && t->index < 2 ? t->index == 0 : route(t) == 2);
+}
+
+/* What is owed to the guest ends with the setting that it came from. */
+static void forget_ticks(struct hpet_timer *t)
+{
+    if (is_tick(t))
+        t->hpet->pc->host->irq_tick(t->hpet->pc->vm, 0, 0);
+}
+
+/* After n matches. */
+static void fire(struct hpet_timer *t, uint64_t n)
+{
+    if (is_tick(t)) {
+        t->hpet->pc->host->irq_tick(t->hpet->pc->vm, 0, n < HVX_TICKS_OWED_MAX ? (unsigned)n : HVX_TICKS_OWED_MAX);
+    } else if (t->config & T_LEVEL) {
         t->hpet->status |= 1ull << t->index;
         if (t->config & T_INT_ENABLE)
             set_line(t, true);
@@ -110,28 +128,30 @@ static void arm(struct hpet_timer *t)
     h->pc->host->timer_set(t->host_timer, now + wait + 1);
 }
 
-/* The next match after now; matches that were missed are dropped. */
-static void next_period(struct hpet_timer *t)
+/* The next match after now; returns how many there have been. */
+static uint64_t next_period(struct hpet_timer *t)
 {
     uint64_t mask = width_mask(t), now = counter_now(t->hpet) & mask;
     uint64_t gone = (now - t->comparator) & mask;
     if (!t->period) {
         t->armed = false;
-        return;
+        return 1;
     }
     t->comparator = (t->comparator + (gone / t->period + 1) * t->period) & mask;
+    return gone / t->period + 1;
 }
 
 static void timer_due(void *opaque)
 {
     struct hpet_timer *t = opaque;
+    uint64_t n = 1;
     if (!running(t->hpet) || !t->armed)
         return;
     if (t->config & T_PERIODIC)
-        next_period(t);
+        n = next_period(t);
     else if (!(t->config & T_32BIT))
         t->armed = false; /* a 64-bit counter does not come round again */
-    fire(t);
+    fire(t, n);
     arm(t);
 }
 
@@ -164,6 +184,8 @@ static void config_write(struct hpet *h, uint64_t v)
     bool was = running(h), was_legacy = h->config & CFG_LEGACY;
     uint64_t now = counter_now(h);
     v &= CFG_ENABLE | CFG_LEGACY;
+    for (unsigned i = 0; i < HPET_TIMERS; i++)
+        forget_ticks(&h->timer[i]);
     h->config = v;
     if (!was && running(h))
         h->base_ns = h->pc->host->clock_ns() - now * HPET_TICK_NS;
@@ -181,6 +203,7 @@ static void timer_config_write(struct hpet_timer *t, uint64_t v)
 {
     if (t->hpet->status >> t->index & 1)
         set_line(t, false);
+    forget_ticks(t);
     t->config = v & T_WRITABLE;
     if (t->config & T_32BIT) {
         t->comparator &= UINT32_MAX;
@@ -195,6 +218,7 @@ static void timer_config_write(struct hpet_timer *t, uint64_t v)
 static void comparator_write(struct hpet_timer *t, uint64_t v)
 {
     v &= width_mask(t);
+    forget_ticks(t);
     if (t->config & T_PERIODIC) {
         if (t->config & T_SET_VALUE)
             t->comparator = v;

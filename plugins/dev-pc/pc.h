@@ -27,6 +27,9 @@
 
 #define PC_NS_PER_SEC 1000000000ull
 #define PC_PIT_HZ 1193182u
+/* Ticks that the host was too busy for are made up for when they are at least so far apart: a guest must have time
+ * left beside them. */
+#define PC_TICK_MIN_NS 400000u
 #define PC_PMTIMER_HZ 3579545u
 
 /* Fixed places of the board. */

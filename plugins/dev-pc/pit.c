@@ -6,7 +6,7 @@
  * Nothing counts down: a channel remembers when its count was loaded, and
  * count and output are computed from the clock when somebody looks. A host
  * timer is armed only for the next rising edge of channel 0. Edges that came
- * and went while the host was busy are not made up for.
+ * and went while the host was busy are counted and made up for (irq_tick).
  *
  * Modes, read-back and latching: Intel 8254 data sheet, order 231164.
  */
@@ -38,6 +38,7 @@ struct pit {
     struct pc *pc;
     struct hvx_timer *timer;
     bool irq_on; /* false while the HPET replaces irq 0 */
+    uint64_t edges; /* of channel 0 since its count was loaded, as far as they were told to the guest */
     struct pit_channel ch[PIT_CHANNELS];
 };
 
@@ -120,18 +121,36 @@ static void arm(struct pit *p)
     p->pc->host->timer_set(p->timer, at < soonest ? soonest : at);
 }
 
+/* Nothing is owed from before: the count or the mode is new. */
+static void forget_edges(struct pit *p)
+{
+    p->edges = p->ch[0].loaded ? ticks_gone(p, &p->ch[0]) / p->ch[0].count : 0;
+    p->pc->host->irq_tick(p->pc->vm, 0, 0);
+}
+
+static void periodic_edges(struct pit *p)
+{
+    struct pit_channel *c = &p->ch[0];
+    uint64_t edges = ticks_gone(p, c) / c->count, n = edges - p->edges;
+    if (pc_muldiv(c->count, PC_NS_PER_SEC, PC_PIT_HZ) < PC_TICK_MIN_NS)
+        n = n ? 1 : 0;
+    p->edges = edges;
+    if (n)
+        p->pc->host->irq_tick(p->pc->vm, 0, n < HVX_TICKS_OWED_MAX ? (unsigned)n : HVX_TICKS_OWED_MAX);
+}
+
 static void edge_due(void *opaque)
 {
     struct pit *p = opaque;
     struct pit_channel *c = &p->ch[0];
     if (!p->irq_on || !c->loaded)
         return;
-    if (!periodic(c) && ticks_gone(p, c) < c->count) {
-        arm(p);
-        return;
+    if (periodic(c)) {
+        periodic_edges(p);
+    } else if (ticks_gone(p, c) >= c->count) {
+        p->pc->host->irq_set(p->pc->vm, 0, false);
+        p->pc->host->irq_set(p->pc->vm, 0, true);
     }
-    p->pc->host->irq_set(p->pc->vm, 0, false);
-    p->pc->host->irq_set(p->pc->vm, 0, true);
     arm(p);
 }
 
@@ -146,6 +165,8 @@ static void load_count(struct pit *p, unsigned n, uint16_t raw)
     c->stopped = !c->gate && c->mode != 1 && c->mode != 5;
     c->loaded = true;
     if (n == 0) {
+        if (p->irq_on)
+            forget_edges(p);
         if (c->mode == 0)
             p->pc->host->irq_set(p->pc->vm, 0, false);
         arm(p);
@@ -197,8 +218,10 @@ static void control_write(struct pit *p, uint8_t v)
     c->count_latched = c->status_latched = false;
     c->loaded = false;
     if (n == 0) {
-        if (p->irq_on)
-            p->pc->host->irq_set(p->pc->vm, 0, c->mode != 0);
+        if (p->irq_on) {
+            forget_edges(p);
+            p->pc->host->irq_set(p->pc->vm, 0, false);
+        }
         arm(p);
     }
 }
@@ -280,8 +303,7 @@ void pit_enable_irq(struct pit *p, bool on)
     if (p->irq_on == on)
         return;
     p->irq_on = on;
-    if (!on)
-        p->pc->host->irq_set(p->pc->vm, 0, false);
+    forget_edges(p);
     arm(p);
 }
 
@@ -316,7 +338,7 @@ void pit_reset(struct pit *p)
             .start_ns = p->pc->host->clock_ns(),
         };
     }
-    p->pc->host->irq_set(p->pc->vm, 0, false);
+    forget_edges(p);
     arm(p);
 }
 
@@ -354,7 +376,9 @@ int pit_state(struct pit *p, struct hvx_stream *s)
     hvx_state_bool(s, &p->irq_on);
     for (unsigned i = 0; i < PIT_CHANNELS; i++)
         channel_state(p, &p->ch[i], s);
-    if (!hvx_stream_is_saving(s))
+    if (!hvx_stream_is_saving(s)) {
+        p->edges = p->ch[0].loaded ? ticks_gone(p, &p->ch[0]) / p->ch[0].count : 0;
         arm(p);
+    }
     return hvx_state_error(s);
 }

@@ -46,6 +46,7 @@ struct rtc {
     uint8_t cmos[CMOS_BYTES]; /* time registers here are only used while SET holds the clock */
     int64_t offset_ns;        /* guest's clock minus the host's */
     uint64_t periodic_ns;     /* next periodic event, clock_ns time */
+    unsigned periodic_owed;   /* events that came while the guest had not yet seen an earlier one */
     int64_t last_second;      /* last second whose alarm was looked at */
 };
 
@@ -200,16 +201,24 @@ static void arm_periodic(struct rtc *r)
         uint64_t now = r->pc->host->clock_ns();
         if (r->periodic_ns == PC_NEVER || r->periodic_ns + 100 * PC_NS_PER_SEC < now)
             r->periodic_ns = now;
-        /* the next one on the old beat; missed ones are dropped */
+        /* the next one on the old beat */
         if (r->periodic_ns <= now)
             r->periodic_ns += (1 + (now - r->periodic_ns) / period) * period;
     }
+    if (r->periodic_ns == PC_NEVER)
+        r->periodic_owed = 0;
     r->pc->host->timer_set(r->periodic_timer, r->periodic_ns);
 }
 
 static void periodic_due(void *opaque)
 {
     struct rtc *r = opaque;
+    uint64_t period = period_ns(r), now = r->pc->host->clock_ns();
+    uint64_t n = period && now > r->periodic_ns ? 1 + (now - r->periodic_ns) / period : 1;
+    uint64_t owed = r->periodic_owed + n - !(r->cmos[REG_C] & C_PF);
+    /* A guest counts the interrupts: those that it could not see are made up for, one with each read of register C. */
+    if (period >= PC_TICK_MIN_NS && r->irq_on)
+        r->periodic_owed = owed < HVX_TICKS_OWED_MAX ? (unsigned)owed : HVX_TICKS_OWED_MAX;
     raise(r, C_PF, B_PIE);
     arm_periodic(r);
 }
@@ -236,6 +245,10 @@ static uint8_t register_read(struct rtc *r)
         r->cmos[REG_C] = 0;
         if (r->irq_on)
             r->pc->host->irq_set(r->pc->vm, RTC_IRQ, false);
+        if ((v & C_PF) && r->periodic_owed) {
+            r->periodic_owed--;
+            raise(r, C_PF, B_PIE);
+        }
         return v;
     case REG_D:
         return 0x80; /* battery is good */
@@ -366,6 +379,7 @@ void rtc_reset(struct rtc *r)
     r->cmos[REG_B] &= (uint8_t) ~(B_PIE | B_AIE | B_UIE | 0x08);
     r->cmos[REG_C] = 0;
     r->periodic_ns = PC_NEVER;
+    r->periodic_owed = 0;
     r->pc->host->irq_set(r->pc->vm, RTC_IRQ, false);
     arm_second(r);
     arm_periodic(r);

@@ -48,6 +48,24 @@ static void pit_mode2_interrupts_at_its_rate(void **state)
     assert_in_range(hvxtest_irq_rises(b->vm, 0), 99, 100);
 }
 
+static void pit_makes_up_for_ticks_that_come_late(void **state)
+{
+    struct board *b = *state;
+    pit_load(b, 0, 2, 11932); /* 10.0002 ms */
+    hvxtest_irq_clear(b->vm);
+    hvxtest_stall_ns(b->vm, 105000000);
+    assert_int_equal(hvxtest_irq_rises(b->vm, 0), 10);
+    hvxtest_step_ns(b->vm, 100000000); /* and goes on on the old beat */
+    assert_int_equal(hvxtest_irq_rises(b->vm, 0), 20);
+    hvxtest_irq_clear(b->vm);
+    hvxtest_stall_ns(b->vm, 3600000000000ull);
+    assert_int_equal(hvxtest_irq_rises(b->vm, 0), HVX_TICKS_OWED_MAX);
+    pit_load(b, 0, 2, 119); /* 0.1 ms: too fast to be caught up with */
+    hvxtest_irq_clear(b->vm);
+    hvxtest_stall_ns(b->vm, 10000000);
+    assert_int_equal(hvxtest_irq_rises(b->vm, 0), 1);
+}
+
 static void pit_counts_down_with_the_clock(void **state)
 {
     struct board *b = *state;
@@ -204,6 +222,24 @@ static void rtc_periodic_rate_and_acknowledge(void **state)
     assert_int_equal(hvxtest_irq_rises(b->vm, 8), 0);
 }
 
+static void rtc_periodic_events_are_made_up_for_one_with_each_acknowledge(void **state)
+{
+    struct board *b = *state;
+    cmos_set(b, 0x0a, 0x2a); /* 64 Hz */
+    cmos_set(b, 0x0b, 0x42);
+    hvxtest_irq_clear(b->vm);
+    hvxtest_stall_ns(b->vm, 100000000); /* 6.4 periods */
+    unsigned n = 0;
+    for (; hvxtest_irq_level(b->vm, 8) && n < 100; n++)
+        cmos(b, 0x0c);
+    assert_int_equal(n, 6);
+    assert_int_equal(hvxtest_irq_rises(b->vm, 8), 6);
+    hvxtest_stall_ns(b->vm, 100000000);
+    cmos_set(b, 0x0b, 0x02); /* switched off: nothing is owed */
+    cmos(b, 0x0c);
+    assert_false(hvxtest_irq_level(b->vm, 8));
+}
+
 static void rtc_alarm_at_its_second(void **state)
 {
     struct board *b = *state;
@@ -314,6 +350,20 @@ static void hpet_legacy_replaces_the_pit(void **state)
     assert_in_range(hvxtest_irq_rises(b->vm, 0), 9, 11); /* the PIT again */
 }
 
+static void hpet_makes_up_for_ticks_that_come_late(void **state)
+{
+    struct board *b = *state;
+    hpet_put(b, 0x10, 3);
+    hpet_put(b, 0x100, 0x4c);
+    hpet_put(b, 0x108, hpet_get(b, 0xf0) + 100000);
+    hpet_put(b, 0x108, 100000); /* 1 ms */
+    hvxtest_irq_clear(b->vm);
+    hvxtest_stall_ns(b->vm, 20500000);
+    assert_int_equal(hvxtest_irq_rises(b->vm, 0), 20);
+    step_us(b, 10000);
+    assert_int_equal(hvxtest_irq_rises(b->vm, 0), 30);
+}
+
 static void hpet_tiny_period_does_not_flood(void **state)
 {
     struct board *b = *state;
@@ -361,14 +411,14 @@ static void pm_timer_overflow_raises_the_sci(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(pit_mode2_interrupts_at_its_rate), T(pit_counts_down_with_the_clock), T(pit_latched_count_stands_still),
+        T(pit_mode2_interrupts_at_its_rate), T(pit_makes_up_for_ticks_that_come_late), T(pit_counts_down_with_the_clock), T(pit_latched_count_stands_still),
         T(pit_mode0_fires_once_on_terminal_count), T(pit_read_back_tells_mode_and_output),
         T(pit_channel2_calibration_loop), T(pit_gate2_stops_the_count), T(pit_bcd_counts_in_decimal),
         T(rtc_shows_the_wall_clock_in_bcd), T(rtc_can_be_set), T(rtc_update_in_progress_before_the_second),
-        T(rtc_periodic_rate_and_acknowledge), T(rtc_alarm_at_its_second), T(rtc_alarm_is_an_acpi_event_too),
+        T(rtc_periodic_rate_and_acknowledge), T(rtc_periodic_events_are_made_up_for_one_with_each_acknowledge), T(rtc_alarm_at_its_second), T(rtc_alarm_is_an_acpi_event_too),
         T(rtc_nonsense_time_does_not_break_it),
         T(hpet_counts_tens_of_nanoseconds), T(hpet_one_shot_edge), T(hpet_level_until_acknowledged),
-        T(hpet_legacy_replaces_the_pit), T(hpet_tiny_period_does_not_flood),
+        T(hpet_legacy_replaces_the_pit), T(hpet_makes_up_for_ticks_that_come_late), T(hpet_tiny_period_does_not_flood),
         T(pm_timer_runs_at_its_rate_in_24_bits), T(pm_timer_overflow_raises_the_sci),
     };
     return cmocka_run_group_tests_name("timers", tests, NULL, NULL);

@@ -198,6 +198,18 @@ bool hvxtest_irq_level(struct hvx_vm *vm, unsigned gsi)
     return gsi < TEST_GSIS && vm->irq_level[gsi];
 }
 
+/* This guest takes every edge at once. */
+static void host_irq_tick(struct hvx_vm *vm, unsigned gsi, unsigned n)
+{
+    if (n > HVX_TICKS_OWED_MAX)
+        test_bug("irq_tick: %u ticks at once, more than HVX_TICKS_OWED_MAX", n);
+    while (n--) {
+        test_irq_set(vm, gsi, false);
+        test_irq_set(vm, gsi, true);
+    }
+    test_irq_set(vm, gsi, false);
+}
+
 unsigned hvxtest_irq_rises(struct hvx_vm *vm, unsigned gsi)
 {
     return gsi < TEST_GSIS ? vm->irq_rises[gsi] : 0;
@@ -290,6 +302,11 @@ const void *hvxtest_vcpu_regs(struct hvx_vm *vm, unsigned index, size_t *size)
     return vm->regs[index];
 }
 
+static bool host_is_confined(void)
+{
+    return false;
+}
+
 static void host_power_button_set(struct hvx_vm *vm, void (*cb)(void *opaque), void *opaque)
 {
     vm->power_cb = cb;
@@ -302,6 +319,43 @@ void hvxtest_power_button(struct hvx_vm *vm)
     if (vm->power_cb)
         vm->power_cb(vm->power_opaque);
     test_unlock(vm);
+}
+
+static void host_balloon_set(struct hvx_vm *vm, const struct hvx_balloon_ops *ops, void *opaque)
+{
+    vm->balloon = ops;
+    vm->balloon_opaque = opaque;
+}
+
+const struct hvx_balloon_ops *hvxtest_balloon(struct hvx_vm *vm, void **opaque)
+{
+    *opaque = vm->balloon_opaque;
+    return vm->balloon;
+}
+
+static void host_hotplug_set(struct hvx_vm *vm, const struct hvx_hotplug_ops *ops, void *opaque)
+{
+    vm->hotplug = ops;
+    vm->hotplug_opaque = opaque;
+}
+
+const struct hvx_hotplug_ops *hvxtest_hotplug(struct hvx_vm *vm, void **opaque)
+{
+    *opaque = vm->hotplug_opaque;
+    return vm->hotplug;
+}
+
+static bool host_pci_eject(struct hvx_vm *vm, unsigned slot)
+{
+    vm->ejected |= 1u << slot;
+    return true;
+}
+
+uint32_t hvxtest_ejected(struct hvx_vm *vm)
+{
+    uint32_t slots = vm->ejected;
+    vm->ejected = 0;
+    return slots;
 }
 
 static struct hvx_host table;
@@ -324,9 +378,14 @@ static void table_fill(void)
         .vm_unlock = test_unlock,
         .vm_request = host_vm_request,
         .irq_set = test_irq_set,
+        .irq_tick = host_irq_tick,
         .msi_send = test_msi_send,
         .vcpu_set_regs = host_vcpu_set_regs,
         .power_button_set = host_power_button_set,
+        .is_confined = host_is_confined,
+        .balloon_set = host_balloon_set,
+        .hotplug_set = host_hotplug_set,
+        .pci_eject = host_pci_eject,
     };
     test_host_mem(&table);
     test_host_pci(&table);

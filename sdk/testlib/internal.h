@@ -75,6 +75,12 @@ struct hvx_vm {
     unsigned n_inputs;
     void (*power_cb)(void *opaque);
     void *power_opaque;
+    const struct hvx_balloon_ops *balloon;
+    void *balloon_opaque;
+    const struct hvx_hotplug_ops *hotplug;
+    void *hotplug_opaque;
+    uint32_t ejected; /* slots */
+    uint64_t discarded_bytes;
     int request, request_code;
     struct test_event *events;
     void *regs[64];

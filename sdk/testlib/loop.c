@@ -237,6 +237,12 @@ void hvxtest_step_ns(struct hvx_vm *vm, uint64_t ns)
     hvxtest_run(vm);
 }
 
+void hvxtest_stall_ns(struct hvx_vm *vm, uint64_t ns)
+{
+    __atomic_store_n(&clock_now, clock_now + ns, __ATOMIC_RELAXED);
+    hvxtest_run(vm);
+}
+
 unsigned test_loop_leftovers(struct hvx_vm *vm, char *buf, size_t n)
 {
     unsigned count = 0;

@@ -162,6 +162,24 @@ static void host_mem_dirty(struct hvx_vm *vm, uint64_t gpa, size_t n)
     __atomic_add_fetch(&vm->dirty_bytes, n, __ATOMIC_RELAXED);
 }
 
+static int host_mem_discard(struct hvx_vm *vm, uint64_t gpa, uint64_t n)
+{
+    size_t have = n;
+    if (!n || (gpa | n) % 4096)
+        return -EINVAL;
+    uint8_t *p = host_mem_ptr(vm, gpa, &have);
+    if (!p || have < n)
+        return -EFAULT;
+    memset(p, 0, n);
+    vm->discarded_bytes += n;
+    return 0;
+}
+
+uint64_t hvxtest_discarded_bytes(struct hvx_vm *vm)
+{
+    return vm->discarded_bytes;
+}
+
 uint64_t hvxtest_dirty_bytes(struct hvx_vm *vm)
 {
     return __atomic_load_n(&vm->dirty_bytes, __ATOMIC_RELAXED);
@@ -391,6 +409,7 @@ void test_host_mem(struct hvx_host *h)
     h->mem_write = test_mem_write;
     h->mem_ptr = host_mem_ptr;
     h->mem_dirty = host_mem_dirty;
+    h->mem_discard = host_mem_discard;
     h->region_add = host_region_add;
     h->region_del = test_region_del;
     h->region_move = test_region_move;

@@ -43,17 +43,20 @@ def scratch_disk(flavour):
                 os.unlink(name)
 
 
+def convert_to_raw(disk, raw):
+    """Writes the qcow2 image as a raw one; returns the completed process with its output."""
+    program = ["qemu-img"] if shutil.which("qemu-img") else [vm.hvx_program(), "image"]
+    return subprocess.run([*program, "convert", "-f", "qcow2", "-O", "raw", disk, raw], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
+
+
 def fsck(disk):
     """(clean, what e2fsck printed) for the disk's only partition; (None, why) if there is no tool for it."""
     tools = os.environ["PATH"] + ":/usr/sbin:/sbin"
     if not shutil.which("e2fsck", path=tools):
         return None, "e2fsck is not installed"
     raw = disk + ".raw"
-    if shutil.which("qemu-img"):
-        convert = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk, raw]
-    else:
-        convert = [vm.hvx_program(), "image", "convert", "--from", "qcow2", "--to", "raw", disk, raw]
-    made = subprocess.run(convert, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    made = convert_to_raw(disk, raw)
     if made.returncode != 0:
         return False, made.stdout
     checked = subprocess.run([shutil.which("e2fsck", path=tools), "-fn", "%s?offset=%d" % (raw, PARTITION_OFFSET)],

@@ -9,6 +9,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import vm  # noqa: E402
 
 SECONDS = 60
+# Run with these --cpu options as well.
+MODELS = {"t64_model": ["x86-64-v1", "x86-64-v2", "x86-64-v3", "Nehalem,+xsave,+avx,hypervisor=hvx", "host,tsc-frequency=1500M",
+                        "host,-xsave,-rdtscp,hypervisor=none"],
+          "t64_modes": ["x86-64-v3"], "t64_fpu": ["x86-64-v3,+xsave,+xsavec,-avx"]}
 
 
 def kernel_folder():
@@ -18,19 +22,20 @@ def kernel_folder():
     vm.skip("the test kernels are not built: make -C tests check")
 
 
-def run(tap, folder, name):
+def run(tap, folder, name, model=None):
     path = os.path.join(folder, name)
     if name.endswith(".img"):
         cmd = vm.command(memory=64, disk=(path, "raw"), snapshot=True, debug_exit=True, no_reboot=True)
     else:
-        cmd = vm.command(cpus=2 if "smp" in name else 1, memory=128, kernel=path, debug_exit=True, no_reboot=True)
+        cmd = vm.command(cpus=2 if "smp" in name else 1, memory=128, kernel=path, debug_exit=True, no_reboot=True,
+                         extra=["--cpu", model] if model else [])
     planned = False
     with vm.Machine(cmd) as machine:
         try:
             status, text = machine.finish(vm.scaled(SECONDS))
         except vm.Timeout:
             status, text = None, machine.buffer
-    stem = os.path.splitext(name)[0]
+    stem = os.path.splitext(name)[0] + (" (%s)" % model if model else "")
     tail = text
     for line in text.splitlines():
         found = re.match(r"(?:.*\x1b\S*)?(ok|not ok) \d+ (\S+)(?: # SKIP (.*))?$", line)
@@ -55,6 +60,8 @@ def main():
     tap = vm.Tap()
     for name in names:
         run(tap, folder, name)
+        for model in MODELS.get(os.path.splitext(name)[0], []) if vm.ENGINE == "bt" else []:
+            run(tap, folder, name, model)
     tap.done()
 
 

@@ -4,9 +4,9 @@ KERNEL_FLAGS = -std=gnu11 -O1 -Wall -Wextra -ffreestanding -nostdlib -fno-pic -f
     -fno-asynchronous-unwind-tables -mgeneral-regs-only -fcf-protection=none
 KERNEL_FLAGS_32 = -m32 $(KERNEL_FLAGS)
 KERNEL_FLAGS_64 = -m64 -mno-red-zone -mcmodel=small $(KERNEL_FLAGS)
-KERNELS_32 = kernels/t32_except.elf kernels/t32_paging.elf kernels/t32_segments.elf kernels/t32_irq.elf \
+KERNELS_32 = kernels/t32_except.elf kernels/t32_paging.elf kernels/t32_segments.elf kernels/t32_irq.elf kernels/t32_modes.elf \
     kernels/bad_ports.elf kernels/bad_triple.elf kernels/bad_flood.elf
-KERNELS_64 = kernels/t64_cpu.elf kernels/t64_mm.elf kernels/t64_smc.elf kernels/t64_apic.elf kernels/t64_smp.elf \
+KERNELS_64 = kernels/t64_cpu.elf kernels/t64_modes.elf kernels/t64_model.elf kernels/t64_mm.elf kernels/t64_smc.elf kernels/t64_apic.elf kernels/t64_smp.elf \
     kernels/t64_fpu.elf kernels/t64_strings.elf kernels/t64_async.elf
 KERNEL_BOOT = kernels/realmode.img
 kernel_common = kernels/tk.c kernels/tk.h kernels/kernel.ld

@@ -54,6 +54,12 @@ struct hvx_vcpu_regs {
     uint32_t xsave_size; /* bytes used in xsave[] */
     struct { uint32_t index, pad; uint64_t value; } msrs[HVX_MAX_MSRS];
     __attribute__((aligned(64))) uint8_t xsave[HVX_XSAVE_MAX]; /* standard (not compacted) format */
+    /* What has arrived and waits for the vCPU: an NMI, INIT, a start-up IPI
+     * (0x100 | vector), an interrupt of the 8259s announced by the I/O APIC;
+     * errors that the next write of the APIC's ESR will show. */
+    uint32_t pending_nmi, pending_init, pending_sipi, pending_extint, apic_errors;
+    uint32_t has_pdpte; /* PAE paging outside long mode: pdpte is what the processor has loaded */
+    uint64_t pdpte[4];
 };
 
 #define HVX_SLOT_READONLY 1u /* writes go to host->io_write */
@@ -81,6 +87,29 @@ struct hvx_exit {
     char text[200];
 };
 
+/* Where a debugger wants vCPUs to stop: with HVX_EXIT_DEBUG, and in
+ * hvx_exit.detail the number of the point plus one, or 0 after a step. */
+enum hvx_debug_kind {
+    HVX_DEBUG_EXEC = 0,   /* before the instruction at lin; 32 bits of it outside 64-bit code */
+    HVX_DEBUG_WRITE = 1,  /* after an instruction that wrote any of [lin, lin + bytes) */
+    HVX_DEBUG_READ = 2,   /* that read */
+    HVX_DEBUG_ACCESS = 3, /* either */
+};
+struct hvx_debug_point {
+    uint64_t lin; /* linear address, in whichever address space */
+    uint32_t bytes;
+    uint32_t kind;
+};
+#define HVX_DEBUG_MAX_POINTS 128u
+#define HVX_DEBUG_STEP 1u /* run one instruction, without taking interrupts, and stop */
+struct hvx_debug {
+    uint32_t size;
+    uint32_t flags;
+    uint32_t n_points;
+    uint32_t pad;
+    const struct hvx_debug_point *points; /* borrowed for the call */
+};
+
 enum hvx_cpu_model { HVX_CPU_MODEL_HOST = 0 };
 struct hvx_engine_config {
     uint32_t size;
@@ -89,9 +118,6 @@ struct hvx_engine_config {
     const struct hvx_config *options; /* engine's own options from hvx.conf / --engine-option */
     uint64_t tsc_hz; /* 0: the host's */
 };
-
-/* One figure of `hvx stat`: group such as "vcpu0", name such as "blocks". */
-typedef void (*hvx_stat_fn)(void *opaque, const char *group, const char *name, uint64_t value, const char *unit);
 
 /* One CPU model: why says what keeps it from running here, NULL when it can.
  * name NULL: what is a line of names that may follow a model as +NAME, -NAME. */
@@ -132,6 +158,17 @@ struct hvx_cpu_ops {
     int (*dirty_fetch)(struct hvx_engine_vm *e, uint32_t slot, uint64_t *bitmap, size_t words);
     /* Optional, may be NULL: the CPU models that struct hvx_engine_config's cpu_model can name. */
     int (*cpu_models)(void *plugin_ctx, hvx_cpu_model_fn fn, void *opaque);
+    /* Optional, may be NULL: what kind of processor the guest has been shown.
+     * Saved and restored before everything else; restoring refuses, with the
+     * reason, what this host or the chosen model lacks. */
+    int (*model_state)(struct hvx_engine_vm *e, struct hvx_stream *s);
+    /* Optional, may be NULL: debugging from outside, unseen by the guest, whose
+     * own debug registers keep working. Replaces what was set before; stays
+     * through resets. This vCPU is not running. -E2BIG: too many points. */
+    int (*debug_set)(struct hvx_vcpu *v, const struct hvx_debug *d);
+    /* Optional, may be NULL: n edges on a line that is low before and after,
+     * none to be lost; see irq_tick in host.h. Any thread. */
+    void (*irq_tick)(struct hvx_engine_vm *e, unsigned gsi, unsigned n);
 };
 
 HVX_EXTERN_C_END

@@ -27,6 +27,8 @@ enum hvx_device_role {
     HVX_ROLE_RNG = 4,     /* one per VM by default */
     HVX_ROLE_CONSOLE = 5, /* option "chardev" = "console0" */
     HVX_ROLE_CDROM = 6,   /* takes option "drive" */
+    HVX_ROLE_SCSI = 7,    /* SCSI host adapter: option "drives" = "disk0:disk1.." */
+    HVX_ROLE_BALLOON = 8, /* one per VM by default */
 };
 
 struct hvx_device_type {

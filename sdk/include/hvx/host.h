@@ -147,6 +147,28 @@ struct hvx_display_ops {
     int (*render)(void *opaque, struct hvx_surface *out); /* draw what the guest shows now */
 };
 
+/* One figure of `hvx stat`: group such as "vcpu0", name such as "blocks". */
+typedef void (*hvx_stat_fn)(void *opaque, const char *group, const char *name, uint64_t value, const char *unit);
+
+/* --- Memory ballooning ---------------------------------------------------- */
+struct hvx_balloon_ops {
+    uint32_t size;
+    uint32_t pad;
+    /* The guest shall go on with so many bytes of its RAM (at most all of it). */
+    void (*set_target)(void *opaque, uint64_t bytes);
+    /* What the guest has now: RAM less what the balloon holds. *ready: a driver serves the balloon. */
+    uint64_t (*actual)(void *opaque, bool *ready);
+    void (*stats)(void *opaque, hvx_stat_fn fn, void *fn_opaque); /* may be NULL */
+};
+
+/* --- PCI hot plug, the machine's side -------------------------------------- */
+struct hvx_hotplug_ops {
+    uint32_t size;
+    uint32_t pad;
+    void (*plugged)(void *opaque, unsigned slot);        /* a function appeared on bus 0: tell the guest */
+    bool (*unplug_request)(void *opaque, unsigned slot); /* ask the guest to let go; false: this slot cannot be unplugged */
+};
+
 /* --- Keyboard and pointer input (VNC, tests) ------------------------------ */
 struct hvx_input_ops {
     uint32_t size;
@@ -177,6 +199,8 @@ struct hvx_guest_info {
     uint64_t tsc_hz;
     const char *pci_hole; /* unused, NULL */
 };
+
+#define HVX_TICKS_OWED_MAX 250u
 
 struct hvx_host {
     uint32_t size;
@@ -312,6 +336,36 @@ struct hvx_host {
      * (`hvx stop`): the machine raises its ACPI power-button event. NULL
      * removes it. One per VM; the last call wins. */
     void (*power_button_set)(struct hvx_vm *vm, void (*cb)(void *opaque), void *opaque);
+
+    /* --- confinement: any thread --- */
+    /* Has this process given up files, sockets, processes and privileges? An
+     * engine that lets guest code nearer to the host than its own checks reach
+     * wants to know before the first instruction. Set before vcpu_run. */
+    bool (*is_confined)(void);
+
+    /* --- memory that the guest does not need --- */
+    /* Give back to the host what is behind these whole pages of RAM; they
+     * read as zeroes until they are written again. 0; -EINVAL: not whole
+     * pages; -EFAULT: not all of it is plain RAM, nothing was done; -errno of
+     * the host. Any thread. */
+    int (*mem_discard)(struct hvx_vm *vm, uint64_t gpa, uint64_t n);
+    /* `hvx balloon` reaches the device through ops, with the VM lock held.
+     * NULL removes them. One per VM; the last call wins. */
+    void (*balloon_set)(struct hvx_vm *vm, const struct hvx_balloon_ops *ops, void *opaque);
+
+    /* --- hot plug of PCI functions, for the machine device --- */
+    /* One per VM; NULL removes it. Without one there is no hot plug. */
+    void (*hotplug_set)(struct hvx_vm *vm, const struct hvx_hotplug_ops *ops, void *opaque);
+    /* The guest let go of a slot: its device goes away soon afterwards, on the
+     * loop. False: nothing there that could go. */
+    bool (*pci_eject)(struct hvx_vm *vm, unsigned slot);
+    /* --- ticks: any thread --- */
+    /* n periods of a timer ended, for which the guest counts n edges on this
+     * line (the host may have been too busy for each in its turn). The line is
+     * low afterwards. An engine that can delivers what the guest has not taken
+     * yet one by one as it takes them, at most HVX_TICKS_OWED_MAX of them; n 0:
+     * the timer was stopped or set anew, nothing is owed any more. */
+    void (*irq_tick)(struct hvx_vm *vm, unsigned gsi, unsigned n);
 };
 
 HVX_EXTERN_C_END

@@ -106,6 +106,8 @@ void hvxtest_set_wall_ns(uint64_t utc_ns); /* what wall_clock_ns returns now; it
 /* Advance the clock; timers fire in the order of their deadlines, at their
  * deadlines; deferred calls, disk completions and watches run in between. */
 void hvxtest_step_ns(struct hvx_vm *vm, uint64_t ns);
+/* The host was busy for so long: the clock jumps, and what became due meanwhile runs late. */
+void hvxtest_stall_ns(struct hvx_vm *vm, uint64_t ns);
 /* Run what is due without advancing the clock, until nothing is; returns how many callbacks ran. */
 unsigned hvxtest_run(struct hvx_vm *vm);
 uint64_t hvxtest_next_deadline(struct hvx_vm *vm); /* ~0: no timer armed */
@@ -150,6 +152,11 @@ int hvxtest_render(struct hvx_vm *vm, struct hvx_surface *out); /* the first dis
 void hvxtest_key(struct hvx_vm *vm, uint16_t scancode_set1, bool down);
 void hvxtest_pointer(struct hvx_vm *vm, int dx, int dy, uint32_t buttons);
 void hvxtest_power_button(struct hvx_vm *vm);
+/* What the device registered; NULL: nothing. */
+const struct hvx_balloon_ops *hvxtest_balloon(struct hvx_vm *vm, void **opaque);
+const struct hvx_hotplug_ops *hvxtest_hotplug(struct hvx_vm *vm, void **opaque);
+uint64_t hvxtest_discarded_bytes(struct hvx_vm *vm); /* sum over mem_discard */
+uint32_t hvxtest_ejected(struct hvx_vm *vm);         /* slots of pci_eject since the last call, as bits */
 /* The latest vm_request and its code; 0 when there was none. Clears it. */
 int hvxtest_request(struct hvx_vm *vm, int *code);
 unsigned hvxtest_events(struct hvx_vm *vm, const char *what); /* guest_event calls; what NULL: all */
