@@ -146,7 +146,9 @@ struct bt_tlb_entry {
 #define BT_TLB_GLOBAL 1u
 #define BT_TLB_LARGE 2u
 
-#define BT_JC_SIZE 65536u /* jump caches are indexed by the low 16 bits of the target */
+#define BT_JC_SIZE (1u << 18) /* jump caches are indexed by the low bits of the target */
+
+static inline uint32_t bt_jc_index(uint64_t rip) { return (uint32_t)rip & (BT_JC_SIZE - 1); }
 
 /* --- a vCPU ------------------------------------------------------------------ */
 struct bt_vcpu {

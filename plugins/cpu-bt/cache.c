@@ -185,10 +185,12 @@ void bt_jc_set(struct bt_vcpu *c, unsigned t, uint64_t rip, struct bt_block *b)
     struct bt_cache *k = c->cache;
     if (k->n_jc_touched[t] == BT_TOUCHED_MAX)
         bt_jc_flush(c, t);
-    k->jc_touched[t][k->n_jc_touched[t]++] = (uint16_t)rip;
-    c->jc[t][(uint16_t)rip] = b->ind;
-    for (unsigned i = 0; i < (b->pa2 ? 2u : 1u); i++) {
-        uint32_t h = bt_code_filter_hash(rip + b->cs_base + i * 4096);
+    uint32_t i = bt_jc_index(rip);
+    if (c->jc[t][i] == k->stub_jc_miss[t])
+        k->jc_touched[t][k->n_jc_touched[t]++] = i;
+    c->jc[t][i] = b->ind;
+    for (unsigned n = 0; n < (b->pa2 ? 2u : 1u); n++) {
+        uint32_t h = bt_code_filter_hash(rip + b->cs_base + n * 4096);
         k->code_filter[t][h >> 6] |= 1ull << (h & 63);
     }
 }
@@ -234,8 +236,8 @@ void bt_block_drop(struct bt_vcpu *c, struct bt_block *b)
             exit_unchain(c, b->exits + i);
     }
     unsigned t = (b->mode & BT_MODE_CPL) == 3;
-    if (c->jc[t][(uint16_t)b->rip] == b->ind)
-        c->jc[t][(uint16_t)b->rip] = k->stub_jc_miss[t];
+    if (c->jc[t][bt_jc_index(b->rip)] == b->ind)
+        c->jc[t][bt_jc_index(b->rip)] = k->stub_jc_miss[t];
     if (t)
         bt_spaces_drop_block(c, b->rip + b->cs_base);
 }

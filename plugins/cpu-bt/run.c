@@ -207,7 +207,7 @@ uint64_t bt_op_end_c(struct bt_vcpu *c, const struct bt_op *op)
         return k->stub_leave;
     unsigned t = c->cpl == 3;
     jc_check(c, t);
-    return c->jc[t][(uint16_t)c->rip];
+    return c->jc[t][bt_jc_index(c->rip)];
 }
 
 uint64_t bt_seg_c(struct bt_vcpu *c, uint64_t off, uint32_t desc)

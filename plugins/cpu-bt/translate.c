@@ -63,7 +63,7 @@ static void jump_cache_const(struct trans *t, uint64_t target)
     struct bt_emit *e = &t->e;
     gen_flags_lazy(t);
     e_mov_imm(e, H_R14, target);
-    e_load32(e, H_R15, &t->c->jc[t->cpl3][(uint16_t)target]);
+    e_load32(e, H_R15, &t->c->jc[t->cpl3][bt_jc_index(target)]);
     uint32_t i = new_exit(t, BT_EXIT_INDIRECT, e->p, target);
     t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
     e_jmp_r(e, H_R15);
@@ -121,7 +121,8 @@ void gen_exit_indirect(struct trans *t)
 {
     struct bt_emit *e = &t->e;
     gen_flags_lazy(t);
-    e_movzx16(e, H_R15, H_R14);
+    e_mov32_rr(e, H_R15, H_R14);
+    e_alu_ri(e, 0, 4, H_R15, BT_JC_SIZE - 1); /* RFLAGS are free: gen_flags_lazy() */
     e_r_sib(e, 0, 0x8b, H_R15, -1, H_R15, 2, (int32_t)e_abs(t->c->jc[t->cpl3]));
     uint32_t i = new_exit(t, BT_EXIT_INDIRECT, e->p, 0);
     t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
