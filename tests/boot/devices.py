@@ -70,17 +70,19 @@ def queues(tap, guest):
 
 def scsi(tap, guest, disk):
     guest.until("ls -1 /sys/class/block", r"^sdb$")
-    status, text = guest.run("cat /sys/block/sda/device/vendor /sys/block/sda/device/model; head -c 9 /dev/sda; echo; "
-                             "head -c 9 /dev/sdb; echo; blockdev --getsize64 /dev/sda; head -c 7 /dev/sr0")
-    tap.result(re.search(r"HVX *\nDISK *\nscsi-zero\nscsi-one.\n%d\ncd-mark" % (32 * MIB), text) is not None,
+    # Names go by who is found first: ask by target.
+    guest.run("zero=$(ls /sys/bus/scsi/devices/*:0:0:0/block) one=$(ls /sys/bus/scsi/devices/*:0:1:0/block)")
+    status, text = guest.run("cat /sys/block/$zero/device/vendor /sys/block/$zero/device/model; head -c 9 /dev/$zero; echo; "
+                             "head -c 8 /dev/$one; echo; blockdev --getsize64 /dev/$zero; head -c 7 /dev/sr0")
+    tap.result(re.search(r"HVX *\nDISK *\nscsi-zero\nscsi-one\n%d\ncd-mark" % (32 * MIB), text) is not None,
                "SCSI: two disks and a CD-ROM drive with their contents", text)
-    status, text = guest.run("dd if=/dev/urandom of=/tmp/r bs=1M count=8 2>/dev/null; dd if=/tmp/r of=/dev/sda bs=1M seek=4 "
-                             "conv=fsync 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/sda bs=1M skip=4 count=8 "
+    status, text = guest.run("dd if=/dev/urandom of=/tmp/r bs=1M count=8 2>/dev/null; dd if=/tmp/r of=/dev/$zero bs=1M seek=4 "
+                             "conv=fsync 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/$zero bs=1M skip=4 count=8 "
                              "2>/dev/null | cmp - /tmp/r && echo same; rm /tmp/r", timeout=120)
     tap.result("same" in text, "SCSI: what was written is read back", text)
     before = os.stat(disk).st_blocks
-    status, text = guest.run("cat /sys/block/sda/queue/discard_max_bytes /sys/block/sda/device/queue_depth; "
-                             "ls /sys/block/sda/mq | wc -l; blkdiscard -o 4194304 -l 8388608 /dev/sda && echo discarded")
+    status, text = guest.run("cat /sys/block/$zero/queue/discard_max_bytes /sys/block/$zero/device/queue_depth; "
+                             "ls /sys/block/$zero/mq | wc -l; blkdiscard -o 4194304 -l 8388608 /dev/$zero && echo discarded")
     tap.result("discarded" in text and not text.startswith("0\n"), "SCSI: discard", text)
     tap.result(os.stat(disk).st_blocks < before, "SCSI: the discarded space is free in the file",
                "%d blocks before, %d after" % (before, os.stat(disk).st_blocks))
