@@ -23,7 +23,7 @@
 const char *hvx_vm_event_name(enum hvx_vm_event e)
 {
     static const char *const names[] = {"?",     "reset",       "power-off",    "debug exit",
-                                        "panic", "triple fault", "engine error"};
+                                        "panic", "triple fault", "engine error", "debug stop"};
 
     return (unsigned)e < sizeof(names) / sizeof(names[0]) ? names[e] : names[0];
 }
