@@ -382,7 +382,8 @@ static int on_command(void *opaque, const char *command, json_t *request, json_t
     struct run *r = opaque;
     const char *s;
 
-    if (hvx_run_save_busy(&r->save) && strcmp(command, "info") && strcmp(command, "kill") && strcmp(command, "save-end"))
+    if (hvx_run_save_busy(&r->save) && strcmp(command, "info") && strcmp(command, "kill") &&
+        strcmp(command, "save-end"))
         return hvx_fail(err, -EBUSY, "the VM is being saved; wait for that, or end `hvx save`");
     if (!strcmp(command, "info")) {
         describe(r, answer);
