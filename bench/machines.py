@@ -163,14 +163,15 @@ class Sample:
 
 
 class Shell(guest.Guest):
-    """A shell on one CPU, from which commands are timed."""
+    """A shell on one CPU, from which commands are timed; begin() comes after the constructor, which only starts it, so
+    that a machine that does not get there can be ended."""
     own_seconds = staticmethod(lambda pid: process_seconds(pid, False))
 
     def __init__(self, cmd, cpu):
         super().__init__(cmd, cpu=cpu)
         self.cpu, self.group = cpu, None
 
-    def prepare(self):
+    def begin(self):
         self.send(PREPARE + "\n")
         self.expect(r"@@set@@\n", 60)
 
@@ -194,25 +195,22 @@ class Native(Shell):
     def __init__(self, root, programs, cpu):
         super().__init__([tool("unshare", "util-linux"), "--mount", "--pid", "--net", "--fork", "--kill-child",
                           os.path.join(HERE, "native-root"), root, programs], cpu)
-        self.prepare()
 
 
 class InitramfsGuest(Shell):
-    def __init__(self, cmd, cpu):
-        super().__init__(cmd, cpu)
+    def begin(self):
         self.expect(r"HVX-MARK .* CPUs, up", vm.scaled(120))
         time.sleep(0.3)
         # Not interactive, or busybox would edit and echo lines.
         self.send("stty -echo; exec sh -s 2>&1 | cat\n")
-        self.prepare()
+        super().begin()
 
 
 class DiskGuest(Shell):
-    def __init__(self, cmd, cpu):
-        super().__init__(cmd, cpu)
-        self.boot_seconds = self.wait_login(600)
+    def begin(self):
+        self.wait_login(600)
         self.log_in()
-        self.prepare()
+        super().begin()
         status, text = self.run("mount -t tmpfs -o size=75%,mode=1777 none /tmp && mount -o ro LABEL=bench /mnt && "
                                 "cp -a /mnt /tmp/bench && umount /mnt", 120)
         if status != 0:

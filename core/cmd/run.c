@@ -13,6 +13,7 @@
 #include "core/plugin/registry.h"
 #include "core/vm/confine.h"
 #include "core/vm/control.h"
+#include "core/vm/gdb.h"
 #include "core/vm/internal.h"
 #include "core/vm/tidy.h"
 
@@ -22,7 +23,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#define N_EVENTS (HVX_EVENT_ENGINE_ERROR + 1)
+#define N_EVENTS (HVX_EVENT_DEBUG + 1)
 
 struct run {
     struct hvx_run_options options;
@@ -31,6 +32,7 @@ struct run {
     struct hvx_machine *machine;
     struct hvx_vm *vm;
     struct hvx_control *control;
+    struct hvx_gdb *gdb;
     struct hvx_watch *signals;
     uint64_t started_ns, n_resets;
     int status;
@@ -101,6 +103,9 @@ static void handle_event(struct run *r, enum hvx_vm_event e, int code, const cha
     case HVX_EVENT_ENGINE_ERROR:
         say_last(r, HVX_LOG_ERROR, "engine %s, vCPU %d: %s", hvx_vm_engine_name(r->vm), code, text);
         end(r, HVX_STATUS_ENGINE);
+        break;
+    case HVX_EVENT_DEBUG:
+        hvx_gdb_stopped(r->gdb);
         break;
     case HVX_EVENT_SHUTDOWN:
         if (r->options.no_reboot) {
@@ -377,7 +382,8 @@ static int on_command(void *opaque, const char *command, json_t *request, json_t
     struct run *r = opaque;
     const char *s;
 
-    if (hvx_run_save_busy(&r->save) && strcmp(command, "info") && strcmp(command, "kill") && strcmp(command, "save-end"))
+    if (hvx_run_save_busy(&r->save) && strcmp(command, "info") && strcmp(command, "kill") &&
+        strcmp(command, "save-end"))
         return hvx_fail(err, -EBUSY, "the VM is being saved; wait for that, or end `hvx save`");
     if (!strcmp(command, "info")) {
         describe(r, answer);
@@ -468,14 +474,30 @@ static int watch_signals(struct run *r)
     return fd < 0 ? -errno : hvx_loop_watch_new(r->loop, fd, true, false, on_signal, r, &r->signals);
 }
 
+static void kill_for_gdb(void *opaque)
+{
+    struct run *r = opaque;
+
+    say(r, "ended by gdb");
+    end(r, HVX_STATUS_KILLED);
+}
+
+static void killed_by_gdb(void *opaque)
+{
+    struct run *r = opaque;
+
+    (void)!hvx_loop_post(r->loop, kill_for_gdb, r); /* after what gdb is to be told has left */
+}
+
 static int confine(void *opaque, struct hvx_error *err)
 {
     struct run *r = opaque;
     char how[200];
     int e;
 
-    if (r->options.no_confinement)
-        return 0;
+    e = r->gdb ? hvx_gdb_attach(r->gdb, r->vm, r->options.gdb_wait, killed_by_gdb, r, err) : 0;
+    if (e < 0 || r->options.no_confinement)
+        return e;
     e = hvx_tidy_start(err);
     if (e == 0)
         e = hvx_confine_process(HVX_CONFINE_VM, how, sizeof(how), err);
@@ -521,6 +543,9 @@ static int start(struct run *r, struct hvx_registry *reg, struct hvx_error *err)
         return e;
     r->options.machine.vm.on_event = on_event;
     r->options.machine.vm.before_guest = confine;
+    e = r->options.gdb ? hvx_gdb_listen(r->loop, r->options.gdb, &r->gdb, err) : 0;
+    if (e < 0)
+        return e;
     r->options.machine.vm.opaque = r;
     r->options.machine.on_escape = on_escape;
     r->options.machine.escape_opaque = r;
@@ -597,6 +622,7 @@ int hvx_cmd_run(int argc, char **argv)
     }
     hvx_control_destroy(r->control);
     hvx_restore_close(r->restore);
+    hvx_gdb_destroy(r->gdb);
     hvx_machine_destroy(r->machine); /* closes the serial lines */
     if (r->last_words[0])
         hvx_log(r->last_level, r->options.name, "%s", r->last_words);

@@ -12,7 +12,8 @@ struct hvx_run_options {
     struct hvx_machine_options machine;
     const char *config, *restore;
     char name[64];
-    bool name_given, no_reboot, quiet, no_control, no_confinement;
+    bool name_given, no_reboot, quiet, no_control, no_confinement, gdb_wait;
+    const char *gdb; /* NULL: none */
     bool cpu_help; /* --cpu help */
     int log_level;
     char *owned[8]; /* texts built while parsing */

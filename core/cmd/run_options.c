@@ -18,6 +18,7 @@ enum {
     O_NAME = 256, O_CPUS, O_MEMORY, O_DISK, O_CDROM, O_KERNEL, O_INITRD, O_APPEND, O_FIRMWARE, O_UEFI_VARS, O_BOOT,
     O_MACHINE, O_MACHINE_OPTION, O_NET, O_DEVICE, O_SERIAL, O_CONSOLE, O_DISPLAY, O_ENGINE, O_ENGINE_OPTION, O_CPU,
     O_NO_REBOOT, O_RESTORE, O_NO_DEFAULTS, O_DEBUG_EXIT, O_CONFIG, O_NO_CONTROL, O_NO_CONFINEMENT,
+    O_GDB, O_GDB_WAIT,
     O_QUIET, O_VERBOSE, O_HELP,
 };
 
@@ -54,6 +55,8 @@ static const struct {
     {O_CONFIG, "config", "FILE", "read this hvx.conf"},
     {O_NO_CONTROL, "no-control", NULL, "no control socket: hvx ps does not see this VM"},
     {O_NO_CONFINEMENT, "no-confinement", NULL, "dangerous: leave the process all its privileges and system calls"},
+    {O_GDB, "gdb", "PORT|HOST:PORT|unix:PATH", "let gdb debug the guest (host: 127.0.0.1); ,arch=i386|x86-64"},
+    {O_GDB_WAIT, "gdb-wait", NULL, "with --gdb: no instruction before gdb says so"},
     {O_QUIET, "quiet", NULL, "print only errors"},
     {O_VERBOSE, "verbose", NULL, "print more"},
     {O_HELP, "help", NULL, "print this"},
@@ -177,6 +180,8 @@ static int apply(struct hvx_run_options *o, int id, const char *v)
     case O_CONFIG: o->config = v; return 0;
     case O_NO_CONTROL: o->no_control = true; return 0;
     case O_NO_CONFINEMENT: o->no_confinement = true; return 0;
+    case O_GDB: o->gdb = v; return 0;
+    case O_GDB_WAIT: o->gdb_wait = true; return 0;
     case O_QUIET: o->quiet = true; o->log_level = HVX_LOG_ERROR; return 0;
     case O_VERBOSE: o->log_level = HVX_LOG_DEBUG; return 0;
     default: return 0;
@@ -251,6 +256,8 @@ static int check(struct hvx_run_options *o)
             return bad("%s: %s", files[i], strerror(errno)) - HVX_STATUS_USAGE + HVX_STATUS_FAILED;
     if (m->uefi_vars && (m->vm.kernel || !m->vm.firmware || !strcmp(m->vm.firmware, "bios")))
         return bad("--uefi-vars needs UEFI firmware: add --firmware uefi");
+    if (o->gdb_wait && !o->gdb)
+        return bad("--gdb-wait needs --gdb");
     if (!m->n_serials)
         m->serial[m->n_serials++] = m->console && !strcmp(m->console, "stdio") ? "null" : "stdio";
     if (!m->n_nets && !m->no_defaults)

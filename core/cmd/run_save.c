@@ -78,8 +78,8 @@ static void step(void *opaque)
         failed(s, r, &err);
     } else {
         s->written = true;
-        hvx_control_answer(s->client, json_pack("{s:I, s:i}", "bytes", (json_int_t)ftello(s->f), "pid", (int)getpid()), 0,
-                           NULL);
+        hvx_control_answer(s->client,
+                           json_pack("{s:I, s:i}", "bytes", (json_int_t)ftello(s->f), "pid", (int)getpid()), 0, NULL);
     }
 }
 

@@ -36,7 +36,8 @@ struct target {
 static void usage(void)
 {
     printf("Usage: hvx save [--continue] [--exec COMMAND] [--quiet] [--json] NAME FILE\n"
-           "Save a running virtual machine to a file, from which `hvx run --restore FILE` goes on. The machine ends.\n\n"
+           "Save a running virtual machine to a file, from which `hvx run --restore FILE` goes on. The machine\n"
+           "ends.\n\n"
            "  --continue      let the machine go on afterwards\n"
            "  --exec COMMAND  run this shell command while the machine still stands, such as a copy of its disks\n"
            "  --quiet         do not show the progress\n"

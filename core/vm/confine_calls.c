@@ -18,17 +18,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-#ifndef SANITIZED
-#define SANITIZED 0
-#endif
-
 #define VM (1u << HVX_CONFINE_VM)
 #define NET (1u << HVX_CONFINE_NET)
 #define TIDY (1u << HVX_CONFINE_TIDY)
@@ -165,7 +154,7 @@ static int fill(scmp_filter_ctx c, enum hvx_confine_profile profile)
     for (unsigned i = 0; i < sizeof(plain) / sizeof(plain[0]); i++)
         if (plain[i].profiles & 1u << profile)
             ALLOW(plain[i].nr, 0);
-    for (unsigned i = 0; SANITIZED && i < sizeof(for_sanitizers) / sizeof(for_sanitizers[0]); i++)
+    for (unsigned i = 0; HVX_SANITIZED && i < sizeof(for_sanitizers) / sizeof(for_sanitizers[0]); i++)
         ALLOW(for_sanitizers[i], 0);
     for (unsigned i = 0; i < sizeof(deadly) / sizeof(deadly[0]); i++)
         r = r < 0 ? r : seccomp_rule_add(c, SCMP_ACT_KILL_PROCESS, deadly[i], 0);

@@ -9,6 +9,18 @@
 
 #include <sys/syscall.h>
 
+/* The run-time of AddressSanitizer reads files and traces its own threads. */
+#if defined(__SANITIZE_ADDRESS__)
+#define HVX_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define HVX_SANITIZED 1
+#endif
+#endif
+#ifndef HVX_SANITIZED
+#define HVX_SANITIZED 0
+#endif
+
 /* A call that is answered with the process's death at once: what a violation's handler ends with. */
 #define HVX_CONFINE_DEADLY_CALL SYS_execveat
 

@@ -49,7 +49,8 @@ int hvx_control_take_fd(struct hvx_control *c, unsigned i);
 struct hvx_control_client;
 struct hvx_control_client *hvx_control_later(struct hvx_control *c, void (*gone)(void *opaque), void *opaque);
 void hvx_control_progress(struct hvx_control_client *later, json_t *line); /* takes line */
-void hvx_control_answer(struct hvx_control_client *later, json_t *answer, int r, const struct hvx_error *err); /* takes */
+/* takes answer; r < 0: err says why */
+void hvx_control_answer(struct hvx_control_client *later, json_t *answer, int r, const struct hvx_error *err);
 void hvx_control_forget(struct hvx_control_client *later);
 
 /* --- the client ------------------------------------------------------------ */

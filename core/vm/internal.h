@@ -35,6 +35,9 @@ struct hvx_vcpu_thread {
     pthread_t thread;
     bool started;
     bool parked;                 /* run_mutex */
+    _Atomic(bool) held;          /* by the debugger: does not run although the VM does */
+    _Atomic(bool) debug_stop;    /* its last run ended with HVX_EXIT_DEBUG */
+    uint64_t debug_detail;
     bool have_start_regs;        /* set by the machine during reset */
     struct hvx_vcpu_regs *start_regs;
     uint64_t n_runs;

@@ -201,7 +201,8 @@ static int read_chunk(struct unpacker *u, struct hvx_ram *ram, const uint8_t *da
             return bad_chunk(base, "reaches past the end of memory", err);
         n_pages++;
     }
-    got = ZSTD_decompressDCtx(u->zstd, u->pages, HVX_SAVED_CHUNK, data + HVX_SAVED_CHUNK_HEAD, n - HVX_SAVED_CHUNK_HEAD);
+    got = ZSTD_decompressDCtx(u->zstd, u->pages, HVX_SAVED_CHUNK, data + HVX_SAVED_CHUNK_HEAD,
+                              n - HVX_SAVED_CHUNK_HEAD);
     if (ZSTD_isError(got))
         return bad_chunk(base, ZSTD_getErrorName(got), err);
     if (got != n_pages * HVX_PAGE)

@@ -89,8 +89,8 @@ static int write_chunk(struct hvx_save *s, uint64_t base, struct hvx_error *err)
     n = gather(s, base, s->packed + 8);
     if (!n)
         return 0;
-    packed = ZSTD_compressCCtx(s->zstd, s->packed + HVX_SAVED_CHUNK_HEAD, s->packed_size - HVX_SAVED_CHUNK_HEAD, s->pages,
-                               (size_t)n * HVX_PAGE, LEVEL);
+    packed = ZSTD_compressCCtx(s->zstd, s->packed + HVX_SAVED_CHUNK_HEAD, s->packed_size - HVX_SAVED_CHUNK_HEAD,
+                               s->pages, (size_t)n * HVX_PAGE, LEVEL);
     if (ZSTD_isError(packed))
         return hvx_fail(err, -EIO, "saved state: zstd: %s", ZSTD_getErrorName(packed));
     return hvx_state_write_raw(s->out, "ram", 1, s->packed, HVX_SAVED_CHUNK_HEAD + packed, err);

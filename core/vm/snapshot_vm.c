@@ -116,8 +116,9 @@ static int devices_fit(const struct hvx_saved_vm *s, struct hvx_vm *vm, struct h
         const char *was = i < s->n_devices ? s->device[i].name : "none";
         const char *is = i < vm->n_instances ? vm->instance[i].name : "none";
         if (strcmp(was, is))
-            return hvx_fail(err, -EINVAL, "saved state: device %u of the saved VM was %s, here it is %s; use the options "
-                                          "that the VM was started with: %.300s",
+            return hvx_fail(err, -EINVAL,
+                            "saved state: device %u of the saved VM was %s, here it is %s; use the options that the VM was "
+                            "started with: %.300s",
                             i + 1, was, is, s->command);
         if (s->device[i].version > vm->instance[i].type->version)
             return hvx_fail(err, -EINVAL, "saved state: device %s is of version %u, this program knows up to %u; use a "
@@ -138,8 +139,8 @@ static int disk_fits(const struct hvx_saved_disk *d, struct hvx_blk *b, struct h
         return hvx_fail(err, -EINVAL, "%s has %llu bytes, the saved VM's had %llu (it was %.300s)", d->id,
                         (unsigned long long)now.bytes, (unsigned long long)d->mark.bytes, d->mark.path);
     if (now.n_files != d->mark.n_files)
-        return hvx_fail(err, -EINVAL, "%s has %u image files in its chain, the saved VM's had %u (it was %.300s)", d->id,
-                        now.n_files, d->mark.n_files, d->mark.path);
+        return hvx_fail(err, -EINVAL, "%s has %u image files in its chain, the saved VM's had %u (it was %.300s)",
+                        d->id, now.n_files, d->mark.n_files, d->mark.path);
     for (unsigned i = 0; i < now.n_files; i++)
         if (now.file[i].bytes != d->mark.file[i].bytes || now.file[i].changed_ns != d->mark.file[i].changed_ns)
             return hvx_fail(err, -ESTALE,
@@ -155,7 +156,8 @@ int hvx_saved_vm_fits(const struct hvx_saved_vm *s, struct hvx_vm *vm, struct hv
     int r;
 
     if (s->ram_bytes != vm->ram.bytes)
-        return hvx_fail(err, -EINVAL, "saved state: the saved VM has %llu MiB of memory, this one %llu; use --memory %lluM",
+        return hvx_fail(err, -EINVAL,
+                        "saved state: the saved VM has %llu MiB of memory, this one %llu; use --memory %lluM",
                         (unsigned long long)(s->ram_bytes >> 20), (unsigned long long)(vm->ram.bytes >> 20),
                         (unsigned long long)(s->ram_bytes >> 20));
     if (s->n_vcpus != vm->params.n_vcpus)

@@ -4,7 +4,8 @@ core_vm_sources = vm/vm.h vm/internal.h vm/vm.c vm/loop.c vm/loop.h vm/space.c v
     vm/pci.c vm/pci.h vm/msix.c vm/irq.c vm/vcpu.c vm/log.c vm/stream.c vm/stream.h vm/state.c vm/stats.c \
     vm/display.c vm/host.c vm/chr.c vm/chr.h vm/machine.c vm/machine.h vm/control.c vm/control.h \
     vm/control_client.c vm/control_path.h vm/balloon.c vm/hotplug.c vm/attach.c vm/disk_spec.c vm/disk_spec.h \
-    vm/confine.c vm/confine.h vm/confine_calls.c vm/confine_calls.h vm/tidy.c vm/tidy.h
+    vm/confine.c vm/confine.h vm/confine_calls.c vm/confine_calls.h vm/tidy.c vm/tidy.h vm/gdb.c vm/gdb.h vm/gdb_proto.c \
+    vm/gdb_proto.h vm/gdb_regs.c vm/gdb_mem.c
 core_vm_sources += vm/snapshot.h vm/snapshot_file.h vm/snapshot_vm.c vm/save.c vm/restore.c
 core_vm_sources += vm/control_talk.c
 

@@ -118,8 +118,8 @@ static int model_state(void *opaque, struct hvx_stream *s)
     return vm->engine->model_state ? vm->engine->model_state(vm->engine_vm, s) : 0;
 }
 
-static int section(struct hvx_vm *vm, struct hvx_state_file *f, bool saving, const char *name, uint32_t version, hvx_state_fn fn,
-                   unsigned index, struct hvx_error *err)
+static int section(struct hvx_vm *vm, struct hvx_state_file *f, bool saving, const char *name, uint32_t version,
+                   hvx_state_fn fn, unsigned index, struct hvx_error *err)
 {
     struct state_one o = {vm, index};
 

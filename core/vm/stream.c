@@ -25,7 +25,7 @@ struct section {
     struct hvx_stream s; /* first: callbacks get a pointer to it */
     uint8_t *data;
     size_t n, pos, size;
-    char why[200];
+    char why[300];
 };
 
 /* --- bytes ------------------------------------------------------------------------ */
@@ -260,8 +260,8 @@ static int read_section(struct hvx_state_file *s, const char *name, uint32_t *ve
 static int too_new(const char *name, uint32_t found, uint32_t version, struct hvx_error *err)
 {
     return hvx_fail(err, -EINVAL,
-                    "saved state: section '%s' has version %u, this program knows up to %u; use a newer HVX", name, found,
-                    version);
+                    "saved state: section '%s' has version %u, this program knows up to %u; use a newer HVX", name,
+                    found, version);
 }
 
 int hvx_state_read_raw(struct hvx_state_file *s, const char *name, uint32_t version, uint8_t **data, size_t *n,

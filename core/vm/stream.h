@@ -46,8 +46,8 @@ HVX_WUR int hvx_state_save_section(struct hvx_state_file *s, const char *name, u
 HVX_WUR int hvx_state_load_section(struct hvx_state_file *s, const char *name, uint32_t version, hvx_state_fn fn,
                                    void *opaque, struct hvx_error *err);
 /* Sections whose payload is made by hand. A read one is owned by the caller. */
-HVX_WUR int hvx_state_write_raw(struct hvx_state_file *s, const char *name, uint32_t version, const void *data, size_t n,
-                                struct hvx_error *err);
+HVX_WUR int hvx_state_write_raw(struct hvx_state_file *s, const char *name, uint32_t version, const void *data,
+                                size_t n, struct hvx_error *err);
 HVX_WUR int hvx_state_read_raw(struct hvx_state_file *s, const char *name, uint32_t version, uint8_t **data, size_t *n,
                                struct hvx_error *err);
 /* Sections that were written to another file (without header and end). */
@@ -57,6 +57,7 @@ HVX_WUR int hvx_state_read_end(struct hvx_state_file *s, struct hvx_error *err);
 
 /* Read all of f, from where it stands to its end, and check every size and
  * every checksum; nothing is interpreted. progress may be NULL. */
-HVX_WUR int hvx_state_verify(FILE *f, void (*progress)(void *opaque, uint64_t done), void *opaque, struct hvx_error *err);
+HVX_WUR int hvx_state_verify(FILE *f, void (*progress)(void *opaque, uint64_t done), void *opaque,
+                             struct hvx_error *err);
 
 #endif

@@ -39,10 +39,10 @@ static bool may_run(struct hvx_vcpu_thread *t)
     struct hvx_vm *vm = t->vm;
     bool go;
 
-    if (atomic_load_explicit(&vm->pause_count, memory_order_acquire) == 0)
+    if (atomic_load_explicit(&vm->pause_count, memory_order_acquire) == 0 && !atomic_load(&t->held))
         return true;
     pthread_mutex_lock(&vm->run_mutex);
-    while (atomic_load(&vm->pause_count) && !vm->quit) {
+    while ((atomic_load(&vm->pause_count) || atomic_load(&t->held)) && !vm->quit) {
         t->parked = true;
         pthread_cond_broadcast(&vm->run_cond);
         pthread_cond_wait(&vm->run_cond, &vm->run_mutex);
@@ -95,7 +95,13 @@ static void *vcpu_main(void *arg)
                               x.text[0] ? x.text : "the engine gave no reason");
             wait_for_pause(vm);
             break;
-        default: /* interrupted; debug stops have no user yet */
+        case HVX_EXIT_DEBUG:
+            t->debug_detail = x.detail;
+            atomic_store(&t->debug_stop, true);
+            hvx_vm_post_event(vm, HVX_EVENT_DEBUG, (int)t->index, NULL);
+            wait_for_pause(vm);
+            break;
+        default: /* interrupted */
             break;
         }
     }
@@ -131,7 +137,7 @@ void hvx_vm_resume(struct hvx_vm *vm)
     assert(atomic_load(&vm->pause_count) > 0);
     if (atomic_load(&vm->pause_count) == 1)
         for (unsigned i = 0; i < vm->n_vcpus_made; i++)
-            vm->vcpu[i].parked = false; /* a pause that follows at once must see them run first */
+            vm->vcpu[i].parked = atomic_load(&vm->vcpu[i].held); /* a pause that follows at once must see them run first */
     atomic_fetch_sub(&vm->pause_count, 1);
     pthread_cond_broadcast(&vm->run_cond);
     pthread_mutex_unlock(&vm->run_mutex);

@@ -23,7 +23,7 @@
 const char *hvx_vm_event_name(enum hvx_vm_event e)
 {
     static const char *const names[] = {"?",     "reset",       "power-off",    "debug exit",
-                                        "panic", "triple fault", "engine error"};
+                                        "panic", "triple fault", "engine error", "debug stop"};
 
     return (unsigned)e < sizeof(names) / sizeof(names[0]) ? names[e] : names[0];
 }
@@ -347,17 +347,18 @@ int hvx_vm_start(struct hvx_vm *vm, struct hvx_error *err)
     r = hvx_vm_vcpus_create(vm, err);
     if (r < 0)
         return r;
-    r = pthread_create(&vm->loop_thread, NULL, loop_main, vm);
-    if (r)
-        return hvx_fail(err, -r, "cannot start the device thread: %s", strerror(r));
-    vm->loop_running = true;
     reset_paused(vm);
+    /* Before the loop runs: what comes in from outside is for the restored devices. */
     if (vm->restore) {
         r = hvx_restore_load(vm->restore, vm, err);
         vm->restore = NULL;
         if (r < 0)
             return r;
     }
+    r = pthread_create(&vm->loop_thread, NULL, loop_main, vm);
+    if (r)
+        return hvx_fail(err, -r, "cannot start the device thread: %s", strerror(r));
+    vm->loop_running = true;
     r = hvx_vm_vcpus_start(vm, err);
     if (r == 0 && vm->params.before_guest)
         r = vm->params.before_guest(vm->params.opaque, err);
@@ -371,15 +372,18 @@ int hvx_vm_start(struct hvx_vm *vm, struct hvx_error *err)
 void hvx_vm_stop(struct hvx_vm *vm)
 {
     hvx_vm_vcpus_stop(vm);
-    if (vm->loop_running) {
+    if (vm->loop) {
         /* Afterwards nothing is in flight. With the lock: this thread now
          * reaps completions, which devices expect under it, and the loop
-         * thread must not do so at the same time. */
+         * thread must not do so at the same time. Devices of a state that was
+         * refused halfway may have requests before any loop runs. */
         hvx_loop_lock(vm->loop);
         for (unsigned i = 0; i < vm->n_blk; i++)
             if (hvx_blk_drain(vm->blk[i].p) < 0)
                 hvx_log(HVX_LOG_ERROR, vm->blk[i].id, "the last writes could not be made durable");
         hvx_loop_unlock(vm->loop);
+    }
+    if (vm->loop_running) {
         hvx_loop_stop(vm->loop);
         pthread_join(vm->loop_thread, NULL);
         vm->loop_running = false;

@@ -46,6 +46,7 @@ enum hvx_vm_event {
     HVX_EVENT_PANIC,      /* guest says that it panicked */
     HVX_EVENT_SHUTDOWN,   /* a vCPU triple-faulted, code = vCPU index */
     HVX_EVENT_ENGINE_ERROR, /* text says why, code = vCPU index */
+    HVX_EVENT_DEBUG,        /* a vCPU stopped for the debugger, code = its index */
 };
 const char *hvx_vm_event_name(enum hvx_vm_event e);
 

@@ -53,8 +53,6 @@ bool trans_isa_hidden(const struct trans *t, const struct insn *x)
  * know no better. */
 void trans_isa_decoder(const struct bt_vm *vm, ZydisDecoder *d)
 {
-    if (!vm->cpuid->restricted)
-        return;
     ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_LZCNT, bt_cpuid_has(vm, F(LZCNT)));
     ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_TZCNT, bt_cpuid_has(vm, F(BMI1)));
     ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_CLDEMOTE, bt_cpuid_has(vm, F(CLDEMOTE)));

@@ -65,16 +65,18 @@ static void model_fields(struct saved_model *s, struct hvx_stream *st)
 static bool missing_features(const struct bt_cpuid *was, const struct bt_cpuid *is, char *text, size_t size)
 {
     size_t n = 0;
-    bool any = false;
+    unsigned all = 0, named = 0;
     text[0] = 0;
     for (unsigned w = 0; w < BT_WORDS; w++)
-        any |= (was->word[w] & ~is->word[w]) != 0;
-    for (unsigned i = 1; i < BT_F_COUNT && n < size - 24; i++) {
+        all += (unsigned)__builtin_popcount(was->word[w] & ~is->word[w]);
+    for (unsigned i = 1; i < BT_F_COUNT && named < 4; i++) {
         const struct bt_feature *f = &bt_features[i];
         if ((was->word[f->word] & ~is->word[f->word]) >> f->bit & 1)
-            n += (size_t)snprintf(text + n, size - n, "%s%s", n ? " " : "", f->name);
+            n += (size_t)snprintf(text + n, size - n, "%s%s", named++ ? " " : "", f->name);
     }
-    return any;
+    if (all > named)
+        snprintf(text + n, size - n, "%s%u more", named ? " and " : "", all - named);
+    return all > 0;
 }
 
 static bool same_layout(const struct bt_cpuid *a, const struct bt_cpuid *b)
@@ -88,11 +90,11 @@ static bool same_layout(const struct bt_cpuid *a, const struct bt_cpuid *b)
 
 static void model_check(const struct saved_model *s, const struct bt_cpuid *here, struct hvx_stream *st)
 {
-    const char *hint = "use the --cpu that the VM was saved with, or a host that has what it needs";
-    char names[200], why[400] = "";
+    const char *hint = "use the --cpu that the VM was saved with, or another host";
+    char names[120], why[300] = "";
     if (missing_features(&s->m, here, names, sizeof(names)))
-        snprintf(why, sizeof(why), "the guest has been shown a processor with %s, which this one lacks; %s",
-                 names[0] ? names : "features without a name", hint);
+        snprintf(why, sizeof(why), "this processor lacks %s of those features that the guest was shown; %s", names,
+                 hint);
     else if (s->m.amd != here->amd || s->m.phys_bits > here->phys_bits || s->m.phys_bits < 32)
         snprintf(why, sizeof(why), "the guest has been shown a processor of another maker or address width; %s", hint);
     else if ((s->m.xcr0 & ~here->xcr0) || !same_layout(&s->m, here))
@@ -124,7 +126,7 @@ static void model_adopt(struct bt_vm *vm, const struct saved_model *s)
         if (!c)
             continue;
         c->cr4_valid = c->phys_mask = 0; /* follow from the model */
-        /* Far from any that a guest could have, so that set_tsc() sees no neighbour in what this process began with. */
+        /* Far from any that a guest could have: set_tsc() shall see no neighbour in what this process began with. */
         c->tsc_offset = 1ull << 62;
     }
 }

@@ -101,6 +101,7 @@ struct trans {
     uint32_t mode;
     unsigned cpl3;
     bool code64, code32, careful, plain, flat;
+    bool restricted; /* the decoders know the CPU model */
     uint64_t rip, cs_base;
     struct insn insn[BT_MAX_INSNS + 2];
     unsigned n;

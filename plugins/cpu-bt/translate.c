@@ -4,6 +4,7 @@
  * code, exits, cold paths. Ordinary C: called with guest vector state saved.
  */
 #include "translate.h"
+#include "cpu_model.h"
 #include "trans.h"
 #include <stdlib.h>
 
@@ -19,9 +20,6 @@ struct trans *bt_trans_create(struct bt_vcpu *c)
     ZydisDecoderInit(&t->dec64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
     ZydisDecoderInit(&t->dec32, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
     ZydisDecoderInit(&t->dec16, ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
-    trans_isa_decoder(c->vm, &t->dec64);
-    trans_isa_decoder(c->vm, &t->dec32);
-    trans_isa_decoder(c->vm, &t->dec16);
     return t;
 }
 void bt_trans_destroy(struct trans *t) { free(t); }
@@ -395,6 +393,12 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     t->cur = NULL;
     t->again.kind = AGAIN_NONE;
 
+    if (c->vm->cpuid->restricted && !t->restricted) { /* now, or since a saved state was restored */
+        trans_isa_decoder(c->vm, &t->dec64);
+        trans_isa_decoder(c->vm, &t->dec32);
+        trans_isa_decoder(c->vm, &t->dec16);
+        t->restricted = true;
+    }
     uint64_t pa2 = decode_block(t, pa, host);
     liveness(t);
     group_plan(t);

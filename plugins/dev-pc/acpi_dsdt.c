@@ -206,6 +206,7 @@ static void dsdt_pci0(struct pc *pc, struct pc_buf *b)
     aml_operation_region(b, "PIRQ", 2, 0x60, 4); /* PCI configuration space */
     dsdt_isa_devices(pc, b);
     aml_end(b, isa);
+    acpi_hotplug_dsdt(b);
     aml_end(b, pci);
 }
 
@@ -261,6 +262,7 @@ void acpi_dsdt(struct pc *pc, struct pc_buf *out)
     dsdt_system(pc, out);
     aml_end(out, sb);
 
+    acpi_hotplug_event(out);
     aml_name(out, "_S5");
     size_t s5 = aml_package(out, 4);
     for (unsigned i = 0; i < 4; i++)

@@ -20,6 +20,7 @@
 #define OP_STORE 0x70u
 #define OP_AND 0x7bu
 #define OP_OR 0x7du
+#define OP_NOTIFY 0x86u
 #define OP_DWORD_FIELD 0x8au
 #define OP_LLESS 0x95u
 #define OP_IF 0xa0u
@@ -152,6 +153,20 @@ void aml_field_byte(struct pc_buf *b, const char *name)
     pc_buf_u8(b, 8); /* bits, as a PkgLength of one byte */
 }
 
+size_t aml_field_dwords(struct pc_buf *b, const char *region)
+{
+    size_t mark = open2(b, 0x81);
+    aml_path(b, region);
+    pc_buf_u8(b, 0x43); /* dword access, the rest written as zeroes */
+    return mark;
+}
+
+void aml_field_dword(struct pc_buf *b, const char *name)
+{
+    segment(b, name);
+    pc_buf_u8(b, 32);
+}
+
 void aml_integer(struct pc_buf *b, uint64_t v)
 {
     if (v <= 1) {
@@ -219,6 +234,7 @@ void aml_return(struct pc_buf *b) { pc_buf_u8(b, OP_RETURN); }
 void aml_store(struct pc_buf *b) { pc_buf_u8(b, OP_STORE); }
 void aml_or(struct pc_buf *b) { pc_buf_u8(b, OP_OR); }
 void aml_and(struct pc_buf *b) { pc_buf_u8(b, OP_AND); }
+void aml_notify(struct pc_buf *b) { pc_buf_u8(b, OP_NOTIFY); }
 void aml_less(struct pc_buf *b) { pc_buf_u8(b, OP_LLESS); }
 void aml_dword_field(struct pc_buf *b) { pc_buf_u8(b, OP_DWORD_FIELD); }
 

@@ -28,6 +28,8 @@ size_t aml_package(struct pc_buf *b, unsigned n_elements);
 size_t aml_if(struct pc_buf *b); /* the predicate follows */
 size_t aml_field(struct pc_buf *b, const char *region); /* bytes, no lock, preserve */
 void aml_field_byte(struct pc_buf *b, const char *name);
+size_t aml_field_dwords(struct pc_buf *b, const char *region); /* likewise of 32 bits, written whole */
+void aml_field_dword(struct pc_buf *b, const char *name);
 
 void aml_path(struct pc_buf *b, const char *path); /* "LNKA", "\\_SB", "PCI0.ISA.PIRQ" */
 void aml_integer(struct pc_buf *b, uint64_t v);
@@ -42,6 +44,7 @@ void aml_return(struct pc_buf *b);            /* the value follows */
 void aml_store(struct pc_buf *b);             /* source, then target follow */
 void aml_or(struct pc_buf *b);                /* two operands, then target follow */
 void aml_and(struct pc_buf *b);               /* two operands follow; the result goes nowhere: close with aml_op(0) */
+void aml_notify(struct pc_buf *b);            /* object, then value follow */
 void aml_less(struct pc_buf *b);              /* two operands follow */
 void aml_operation_region(struct pc_buf *b, const char *name, uint8_t space, uint64_t offset, uint64_t n);
 void aml_dword_field(struct pc_buf *b); /* buffer, index, then aml_path(name) follow */

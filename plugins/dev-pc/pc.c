@@ -182,6 +182,8 @@ static int create_parts(struct pc *pc, const struct hvx_config *c, struct hvx_er
         rc = pvpanic_create(pc->host, pc->vm, &pc->pvpanic, err);
     if (rc == 0 && pc->conf.debug_exit_port)
         rc = debug_exit_create(pc->host, pc->vm, pc->conf.debug_exit_port, &pc->debug_exit, err);
+    if (rc == 0 && pc->conf.acpi)
+        rc = acpi_hotplug_create(pc, &pc->hotplug, err);
     if (rc == 0)
         rc = fw_files_create(pc, err);
     if (rc == 0)
@@ -204,6 +206,7 @@ static void pc_destroy(void *dev)
         pc->host->region_del(pc->vm, pc->firmware_high);
     if (pc->firmware)
         munmap(pc->firmware, pc->firmware_bytes);
+    acpi_hotplug_destroy(pc->hotplug);
     debug_exit_destroy(pc->debug_exit);
     pvpanic_destroy(pc->pvpanic);
     debugcon_destroy(pc->debugcon);
@@ -264,6 +267,8 @@ static void pc_reset(void *dev)
     if (pc->vga)
         vga_reset(pc->vga);
     fw_cfg_reset(pc->fw_cfg);
+    if (pc->hotplug)
+        acpi_hotplug_reset(pc->hotplug);
     if (pc->pflash)
         pflash_reset(pc->pflash);
     if (pc->direct && boot_start(pc, &err))
@@ -288,6 +293,8 @@ static int pc_state(void *dev, struct hvx_stream *s)
     if (pc->vga)
         vga_state(pc->vga, s);
     fw_cfg_state(pc->fw_cfg, s);
+    if (pc->hotplug)
+        acpi_hotplug_state(pc->hotplug, s);
     if (pc->pflash)
         pflash_state(pc->pflash, s);
     return hvx_state_error(s);

@@ -64,6 +64,7 @@ struct dma8237;
 struct debugcon;
 struct pvpanic;
 struct debug_exit;
+struct acpi_hotplug;
 struct pflash;
 struct uefi_vars;
 
@@ -110,6 +111,7 @@ struct pc {
     struct debugcon *debugcon;
     struct pvpanic *pvpanic;
     struct debug_exit *debug_exit;
+    struct acpi_hotplug *hotplug; /* NULL: without ACPI */
 
     void *firmware; /* page-aligned image, mapped below 4 GiB */
     size_t firmware_bytes;
@@ -177,6 +179,7 @@ void piix4_pm_reset(struct piix4_pm *p);
 int piix4_pm_state(struct piix4_pm *p, struct hvx_stream *s);
 void piix4_pm_default_base(struct piix4_pm *p); /* what firmware does: I/O base, SCI line */
 void piix4_pm_power_button(struct piix4_pm *p);
+void piix4_pm_event(struct piix4_pm *p, unsigned n); /* general-purpose event n, 0 to 15 */
 void piix4_pm_rtc_alarm(struct piix4_pm *p); /* the fixed event of the clock */
 
 /* --- ide.c ---------------------------------------------------------------- */
@@ -269,6 +272,15 @@ void acpi_pm_base_changed(struct pc *pc, uint32_t base);
 void acpi_header(struct pc_buf *b, const char sig[4], uint8_t revision); /* 36 bytes, length and sum open */
 void acpi_finish(struct pc_buf *b, size_t start);
 void acpi_dsdt(struct pc *pc, struct pc_buf *out);
+
+/* --- acpi_hotplug.c --------------------------------------------------------- */
+HVX_WUR int acpi_hotplug_create(struct pc *pc, struct acpi_hotplug **out, struct hvx_error *err);
+void acpi_hotplug_destroy(struct acpi_hotplug *h);
+void acpi_hotplug_reset(struct acpi_hotplug *h);
+int acpi_hotplug_state(struct acpi_hotplug *h, struct hvx_stream *s);
+void acpi_hotplug_dsdt(struct pc_buf *b);  /* inside \_SB.PCI0 */
+void acpi_hotplug_event(struct pc_buf *b); /* the general-purpose event */
+
 HVX_WUR int smbios_build(struct pc *pc, struct pc_buf *anchor, struct pc_buf *tables, struct hvx_error *err);
 
 /* --- dma8237.c, debug_ports.c --------------------------------------------- */

@@ -297,6 +297,12 @@ void piix4_pm_rtc_alarm(struct piix4_pm *p)
     sci_update(p);
 }
 
+void piix4_pm_event(struct piix4_pm *p, unsigned n)
+{
+    p->gpe_sts |= (uint16_t)(1u << n);
+    sci_update(p);
+}
+
 static void power_button(void *opaque)
 {
     piix4_pm_power_button(opaque);

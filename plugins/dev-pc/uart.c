@@ -353,6 +353,8 @@ int uart_state(struct uart *u, struct hvx_stream *s)
         u->pc->host->timer_set(u->retry, u->tx_len ? 0 : PC_NEVER);
         u->level = !u->level; /* drive the line once, whatever it was */
         update_irq(u);
+        if (u->rx_len < fifo_size(u)) /* input may wait that the FIFO of before had no room for */
+            u->pc->host->chr_rx_ready(u->chr);
     }
     return hvx_state_error(s);
 }

@@ -40,6 +40,8 @@ static const struct { const char *type, *options; unsigned n_queues; } devices[]
     {"virtio-rng", "packed=on", 1},
     {"virtio-console", "port1=agent0:name,packed=on", 6},
     {"virtio-rng", "max-bytes=100,period=1,packed=on", 1},
+    {"virtio-scsi", "drives=disk0:cd0,queues=2,queue-size=16,packed=on", 4},
+    {"virtio-balloon", "packed=on", 4},
 };
 
 static void start(struct world *w, struct input *in)
@@ -49,6 +51,8 @@ static void start(struct world *w, struct input *in)
     struct hvx_vm *vm = hvxtest_new(&(struct hvxtest_params){.ram_below_4g = RAM_BYTES});
     memset(w, 0, sizeof(*w));
     w->disk = hvxtest_disk_add(vm, "disk0", &(struct hvxtest_disk_params){.bytes = 1 << 16});
+    hvxtest_disk_add(vm, "cd0", &(struct hvxtest_disk_params){.bytes = 1 << 15, .cdrom = true, .read_only = true,
+                                                              .logical_block = 2048});
     hvxtest_nic_add(vm, "net0");
     instance_open(&w->i, vm, devices[pick].type, devices[pick].options);
     w->d = &w->i.d;

@@ -12,6 +12,8 @@ static const struct hvx_device_type *const types[] = {
     &virtio_net_type,
     &virtio_rng_type,
     &virtio_console_type,
+    &virtio_balloon_type,
+    &virtio_scsi_type,
 };
 
 static const struct hvx_device_ops device_ops = {
@@ -41,7 +43,7 @@ static const char *const capabilities[] = {"virtio-1.2", "virtio-legacy", "virti
 HVX_PLUGIN_DEFINE(dev_virtio, HVX_FAMILY_DEVICE, HVX_DEVICE_MINOR,
     .name = "dev-virtio",
     .version = "1",
-    .summary = "virtio devices over PCI: block, network, entropy, console",
+    .summary = "virtio devices over PCI: block, SCSI, network, entropy, console, balloon",
     .license = "Apache-2.0",
     .capabilities = capabilities,
     .init = init,

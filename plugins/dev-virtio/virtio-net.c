@@ -257,6 +257,11 @@ static int vnet_build(struct vnet *n, const struct hvx_host *host, struct hvx_vm
     unsigned size = host->conf_int(config, "queue-size"), n_queues;
     n->dev.host = host;
     n->max_pairs = host->conf_int(config, "queues");
+    if (n->max_pairs == 0) {
+        struct hvx_guest_info g = {.size = sizeof(g)};
+        host->guest_info(vm, &g);
+        n->max_pairs = g.n_vcpus == 0 ? 1 : g.n_vcpus < NET_PAIRS_MAX ? g.n_vcpus : NET_PAIRS_MAX;
+    }
     n->pairs = 1;
     vnet_filter_reset(n);
     if (size & (size - 1))
@@ -297,8 +302,8 @@ static int vnet_type_state(void *dev, struct hvx_stream *s) { return virtio_stat
 
 static const struct hvx_option vnet_options[] = {
     {.name = "netdev", .type = HVX_OPT_STRING, .flags = HVX_OPTF_REQUIRED, .help = "the network behind it: net0, net1, ..."},
-    {.name = "queues", .type = HVX_OPT_INT, .min = 1, .max = NET_PAIRS_MAX, .def = "1",
-     .help = "pairs of receive and transmit queues"},
+    {.name = "queues", .type = HVX_OPT_INT, .min = 0, .max = NET_PAIRS_MAX, .def = "1",
+     .help = "pairs of receive and transmit queues; 0: one for each vCPU, at most 16"},
     {.name = "queue-size", .type = HVX_OPT_INT, .min = 16, .max = NET_QUEUE_SIZE_MAX, .def = "256",
      .help = "entries in each queue, a power of two"},
     {.name = "offloads", .type = HVX_OPT_BOOL, .def = "yes", .help = "offer checksum and segmentation offload"},

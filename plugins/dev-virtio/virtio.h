@@ -136,7 +136,8 @@ void virtio_config_write(struct virtio_dev *d, uint64_t off, unsigned size, uint
 struct virtqueue *virtio_selected_queue(struct virtio_dev *d); /* NULL: no such queue */
 
 /* --- the device types ----------------------------------------------------- */
-extern const struct hvx_device_type virtio_blk_type, virtio_net_type, virtio_rng_type, virtio_console_type;
+extern const struct hvx_device_type virtio_blk_type, virtio_net_type, virtio_rng_type, virtio_console_type,
+    virtio_balloon_type, virtio_scsi_type;
 /* The plugin's context: what init() was given. */
 struct virtio_plugin {
     const struct hvx_host *host;

@@ -16,11 +16,13 @@ PARTITION_OFFSET = 1 << 20
 
 
 def master_disk(flavour):
-    """Path of the cached disk, made now if need be; skips the test where that cannot work."""
+    """Path of the cached disk, made now if need be; skips the test where that cannot work. "small" and "full" are MBR
+    disks, "small-efi" and "full-efi" GPT disks that boot through UEFI."""
     ready = os.path.join(vm.GUESTS, flavour + ".qcow2")
     if os.environ.get("HVX_GUESTS") and os.path.exists(ready):
         return ready
-    made = subprocess.run([MAKE_DISK, "-c", vm.GUESTS, flavour], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kind, efi = flavour.removesuffix("-efi"), ["-e"] if flavour.endswith("-efi") else []
+    made = subprocess.run([MAKE_DISK, "-c", vm.GUESTS, *efi, kind], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if made.returncode != 0:
         if os.path.exists(ready):
             return ready
@@ -38,7 +40,7 @@ def scratch_disk(flavour):
     try:
         yield path
     finally:
-        for name in (path, path + ".raw", path + ".c", path + ".x"):
+        for name in (path, path + ".raw", path + ".c", path + ".x", path + ".vars"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
 
@@ -51,7 +53,7 @@ def convert_to_raw(disk, raw):
 
 
 def fsck(disk):
-    """(clean, what e2fsck printed) for the disk's only partition; (None, why) if there is no tool for it."""
+    """(clean, what e2fsck printed) for the disk's first partition; (None, why) if there is no tool for it."""
     tools = os.environ["PATH"] + ":/usr/sbin:/sbin"
     if not shutil.which("e2fsck", path=tools):
         return None, "e2fsck is not installed"
@@ -73,7 +75,7 @@ class Guest(vm.Machine):
         self.expect(r"login: ", vm.scaled(timeout))
         return time.monotonic() - self.started
 
-    def second_grub_entry(self, timeout=30):
+    def second_grub_entry(self, timeout=60):
         self.expect(r"automatically in", vm.scaled(timeout))
         self.send("\x1b[B\r")
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Tests that boot real guests. The short ones are part of make check; make acceptance runs the long one.
-dist_check_SCRIPTS += boot/bad-guests.py boot/boot-initramfs.py boot/boot-small.py
-EXTRA_DIST += boot/vm.py boot/guest.py boot/acceptance.py
+dist_check_SCRIPTS += boot/bad-guests.py boot/boot-initramfs.py boot/devices.py boot/boot-small.py \
+    boot/boot-i386.py boot/boot-uefi.py
+dist_check_SCRIPTS += boot/save-short.py
+EXTRA_DIST += boot/vm.py boot/guest.py boot/acceptance.py boot/saved.py boot/save-restore.py
 
 .PHONY: acceptance
 acceptance:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,9 +51,9 @@ def require(hvx):
 
 
 def command(cpus=1, memory=512, kernel=None, initrd=None, append=None, disk=None, snapshot=False, net="none",
-            debug_exit=False, no_reboot=False, extra=(), engine=None):
+            debug_exit=False, no_reboot=False, uefi_vars=None, extra=(), engine=None):
     """The command line of one VM. `disk` is (path, format); `net` "none", "user" or "user" with host forwards as
-    a list of (host port, guest port)."""
+    a list of (host port, guest port); `uefi_vars` boots through UEFI, whose variables are in that file."""
     engine = engine or ENGINE
     forwards = []
     if isinstance(net, list):
@@ -72,6 +73,11 @@ def command(cpus=1, memory=512, kernel=None, initrd=None, append=None, disk=None
             cmd += ["-nic", "none"]
         else:
             cmd += ["-nic", "user,model=virtio-net-pci" + "".join(",hostfwd=tcp:127.0.0.1:%d-:%d" % f for f in forwards)]
+        if uefi_vars:
+            if not os.path.exists(uefi_vars):
+                shutil.copyfile("/usr/share/OVMF/OVMF_VARS_4M.fd", uefi_vars)
+            cmd += ["-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+                    "-drive", "if=pflash,format=raw,file=" + uefi_vars]
         if debug_exit:
             cmd += ["-device", "isa-debug-exit,iobase=0x501,iosize=4"]
         if no_reboot:
@@ -87,6 +93,8 @@ def command(cpus=1, memory=512, kernel=None, initrd=None, append=None, disk=None
     if disk:
         cmd += ["--disk", "%s,format=%s%s" % (disk[0], disk[1], ",snapshot=on" if snapshot else "")]
     cmd += ["--net", "none" if net == "none" else "user" + "".join(",hostfwd=tcp:127.0.0.1:%d-:%d" % f for f in forwards)]
+    if uefi_vars:
+        cmd += ["--firmware", "uefi", "--uefi-vars", uefi_vars]
     if debug_exit:
         cmd += ["--debug-exit"]
     if no_reboot:
