@@ -183,9 +183,11 @@ void bt_xpage_unchain(struct bt_vcpu *c)
 void bt_jc_set(struct bt_vcpu *c, unsigned t, uint64_t rip, struct bt_block *b)
 {
     struct bt_cache *k = c->cache;
-    if (k->n_jc_touched[t] == BT_TOUCHED_MAX)
-        bt_jc_flush(c, t);
-    k->jc_touched[t][k->n_jc_touched[t]++] = (uint16_t)rip;
+    if (c->jc[t][(uint16_t)rip] == k->stub_jc_miss[t]) { /* else it is listed */
+        if (k->n_jc_touched[t] == BT_TOUCHED_MAX)
+            bt_jc_flush(c, t);
+        k->jc_touched[t][k->n_jc_touched[t]++] = (uint16_t)rip;
+    }
     c->jc[t][(uint16_t)rip] = b->ind;
     for (unsigned i = 0; i < (b->pa2 ? 2u : 1u); i++) {
         uint32_t h = bt_code_filter_hash(rip + b->cs_base + i * 4096);

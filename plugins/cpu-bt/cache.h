@@ -30,9 +30,9 @@
 #define BT_MAX_BLOCKS (256u * 1024)
 #define BT_MAX_EXITS (640u * 1024)
 #define BT_MAX_MAP (4u * 1024 * 1024)
-#define BT_HASH_BITS 16
+#define BT_HASH_BITS 18
 #define BT_XPAGE_MAX 65536u
-#define BT_TOUCHED_MAX 8192u
+#define BT_TOUCHED_MAX 32768u
 
 struct bt_block {
     uint64_t rip, pa, pa2; /* pa2: page of the tail when the last instruction straddles, else 0 */

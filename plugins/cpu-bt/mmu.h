@@ -66,7 +66,7 @@ struct bt_space {
     uint64_t jc_cs_base;
     uint64_t code_filter[64];
     struct { uint32_t index; struct bt_tlb_entry e; } tlb[2][256];
-    struct { uint32_t index, ind; } jump[1024];
+    struct { uint32_t index, ind; } jump[2048];
 };
 #define BT_SPACES 8u
 
