@@ -52,10 +52,10 @@ static int open_net(struct request *q, const char *text, struct hvx_error *err)
     struct hvx_net_words words;
     int r = hvx_net_spec_split(text, &words, err);
 
-    if (r == 0 && !strncmp(words.backend, "tap", 3)) {
-        r = hvx_net_open_tap_fd(words.backend, err);
+    if (r == 0) {
+        r = hvx_net_open_fd(words.backend, err);
         if (r >= 0) {
-            q->files[0] = (struct hvx_blk_fd){.fd = r, .name = "tap", .format = "tap"};
+            q->files[0] = (struct hvx_blk_fd){.fd = r, .name = "network", .format = "network"};
             q->n = 1;
             r = 0;
         }

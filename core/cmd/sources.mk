@@ -5,4 +5,5 @@ core_cmd_sources += cmd/run_save.c cmd/run_save.h cmd/save.c
 dist_man_MANS += cmd/hvx-run.1 cmd/hvx-ps.1 cmd/hvx-stop.1 cmd/hvx-kill.1 cmd/hvx-stat.1 cmd/hvx-screendump.1
 dist_man_MANS += cmd/hvx-save.1
 dist_man_MANS += cmd/hvx.1
+dist_man_MANS += cmd/hvx-attach.1 cmd/hvx-detach.1 cmd/hvx-balloon.1
 dist_check_SCRIPTS += cmd/test_run.py

@@ -19,9 +19,10 @@ struct hvx_net;
 HVX_WUR int hvx_net_open(struct hvx_loop *loop, const char *spec, unsigned index, struct hvx_net **out,
                          struct hvx_error *err);
 void hvx_net_close(struct hvx_net *n);
-/* For a VM that cannot open it: the TAP device that "tap,..." means, as a
- * descriptor, or -errno. Its opener sets nothing but the interface. */
-int hvx_net_open_tap_fd(const char *spec, struct hvx_error *err);
+/* For a VM that cannot do so itself: open what "tap,..." or "user,..." means, a
+ * TAP device or the line to a process of user networking, which then lives as
+ * long as its line does. The descriptor (fd= of a specification), or -errno. */
+int hvx_net_open_fd(const char *spec, struct hvx_error *err);
 /* A locally administered address that stays the same for a VM's name and the
  * NIC's number. hvx_net_open() uses an empty name; hvx_net_name_vm(), called
  * before a NIC attaches, uses the VM's, unless mac= was given. */

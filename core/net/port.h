@@ -81,6 +81,7 @@ struct hvx_net {
 int hvx_net_deliver(struct hvx_net *n, const struct iovec *iov, unsigned n_iov, const struct hvx_net_meta *meta,
                     bool keep);
 
+int hvx_net_user_fd(const struct hvx_net_spec *spec, struct hvx_error *err);
 HVX_WUR int hvx_net_user_open(struct hvx_net *n, const struct hvx_net_spec *spec, struct hvx_error *err);
 HVX_WUR int hvx_net_tap_open(struct hvx_net *n, const struct hvx_net_spec *spec, struct hvx_error *err);
 #endif

@@ -122,7 +122,7 @@ static int parse_key(const char *key, const char *value, struct hvx_net_spec *sp
         strcpy(spec->ifname, value);
         return 0;
     }
-    if (tap && !strcmp(key, "fd")) {
+    if ((tap || user) && !strcmp(key, "fd")) {
         char *end;
         long v = strtol(value, &end, 10);
         if (!*value || *end || v < 0 || v > 1 << 20)

@@ -176,12 +176,15 @@ static int adopt(int fd, bool *vnet, struct hvx_error *err)
     return fd;
 }
 
-int hvx_net_open_tap_fd(const char *text, struct hvx_error *err)
+int hvx_net_open_fd(const char *text, struct hvx_error *err)
 {
     struct hvx_net_spec spec;
     int r = hvx_net_parse(text, &spec, err);
     if (r)
         return r;
+    if (spec.kind != HVX_NET_TAP)
+        return spec.kind == HVX_NET_USER ? hvx_net_user_fd(&spec, err)
+                                         : hvx_fail(err, -EINVAL, "--net none is nothing to attach");
     if (spec.fd >= 0) {
         bool vnet;
         return adopt(spec.fd, &vnet, err);

@@ -82,7 +82,7 @@ static void user_close(struct hvx_net *n)
     for (int left = GOODBYE_MS; left > 0 && poll(&p, 1, 100) <= 0; left -= 100)
         ;
     hvx_link_free(u->link);
-    while (waitpid(u->pid, NULL, p.revents & POLLRDHUP ? 0 : WNOHANG) < 0 && errno == EINTR)
+    while (u->pid > 0 && waitpid(u->pid, NULL, p.revents & POLLRDHUP ? 0 : WNOHANG) < 0 && errno == EINTR)
         ;
     free(u);
 }
@@ -121,12 +121,69 @@ static int hear_answer(int fd, struct hvx_error *err)
     return answer.code ? hvx_fail(err, answer.code, "%s", answer.text) : 0;
 }
 
+/* For another process: one of its own, which no parent will bury. */
+int hvx_net_user_fd(const struct hvx_net_spec *spec, struct hvx_error *err)
+{
+    int fd[2], r;
+    pid_t pid;
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) < 0)
+        return hvx_fail(err, -errno, "no descriptors for user networking");
+    pid = fork();
+    if (pid == 0) {
+        int null = open("/dev/null", O_RDWR);
+        setsid();
+        prctl(PR_SET_NAME, "hvx-net");
+        for (int i = 0; i < 3; i++)
+            dup2(null, i); /* whoever reads our output waits for its end */
+        if (fd[1] != KEPT_FD)
+            dup2(fd[1], KEPT_FD);
+        close_range(KEPT_FD + 1, ~0u, 0);
+        hvx_confine_plan("hvx attach");
+        hvx_net_user_main(KEPT_FD, spec);
+    }
+    close(fd[1]);
+    r = pid < 0 ? hvx_fail(err, -errno, "cannot start a process for user networking: %s", strerror(errno))
+                : hear_answer(fd[0], err);
+    if (r) {
+        close(fd[0]);
+        return r;
+    }
+    return fd[0];
+}
+
+/* A line to a process that somebody else started. */
+static int adopt(struct hvx_net *n, struct user *u, int line, struct hvx_error *err)
+{
+    int r;
+
+    u->net = n;
+    u->pid = -1;
+    u->fd = fcntl(line, F_DUPFD_CLOEXEC, 3);
+    if (u->fd < 0)
+        return hvx_fail(err, -errno, "--net user: descriptor %d cannot be used: %s", line, strerror(errno));
+    r = hvx_link_new(n->loop, u->fd, HVX_NET_MAX_FRAME, &link_ops, u, &u->link);
+    if (r < 0) {
+        close(u->fd);
+        return hvx_fail(err, r, "--net user: descriptor %d cannot be used: %s", line, strerror(-r));
+    }
+    n->priv = u;
+    n->backend = &user_backend;
+    return 0;
+}
+
 int hvx_net_user_open(struct hvx_net *n, const struct hvx_net_spec *spec, struct hvx_error *err)
 {
     struct user *u = calloc(1, sizeof(*u));
     pid_t parent = getpid();
     int fd[2], r;
 
+    if (spec->fd >= 0) {
+        r = u ? adopt(n, u, spec->fd, err) : hvx_fail(err, -ENOMEM, "no memory for user networking");
+        if (r)
+            free(u);
+        return r;
+    }
     if (hvx_confined()) {
         free(u);
         return hvx_fail(err, -EPERM, "user networking needs a process of its own, which a running, confined VM cannot "

@@ -97,9 +97,9 @@ static int attach_net(struct hvx_vm *vm, struct hvx_registry *reg, const struct 
     struct hvx_net_words words;
     int r = hvx_net_spec_split(q->net, &words, err);
 
-    if (r == 0 && !strncmp(words.backend, "tap", 3))
+    if (r == 0)
         r = q->n_fds ? use_descriptor(words.backend, sizeof(words.backend), q->fds[0].fd, err)
-                     : hvx_fail(err, -EINVAL, "the request came without the TAP device");
+                     : hvx_fail(err, -EINVAL, "the request came without the network's descriptor");
     if (r < 0)
         return r;
     d = hvx_machine_net_type(reg, words.model, err);

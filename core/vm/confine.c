@@ -8,6 +8,7 @@
 #include "core/vm/confine_calls.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <malloc.h>
 #include <jansson.h>
 #include <linux/capability.h>
@@ -166,6 +167,8 @@ static void warm_up(enum hvx_confine_profile profile)
 
     /* With more than eight arenas malloc counts the processors, in a file. */
     mallopt(M_ARENA_MAX, 8);
+    /* To cut an arena's free end off it reads the policy of over-commit, in a file. */
+    mallopt(M_TRIM_THRESHOLD, INT_MAX);
     json_object_seed(0);
     tzset();
     (void)gmtime_r(&now, &tm);

@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include "core/vm/test_null.h"
 #include "core/vm/chr.h"
+#include "core/vm/snapshot.h"
 #include "core/vm/stream.h"
 
 #include <semaphore.h>
@@ -394,6 +395,72 @@ static void versions_older_are_served_and_newer_refused(void **state)
     fclose(f);
 }
 
+static void save_all(struct fixture *f, char **data, size_t *n)
+{
+    struct hvx_error err = {0};
+    FILE *s = open_memstream(data, n);
+    struct hvx_save *save;
+    int r;
+
+    if (hvx_save_begin(f->vm, s, "hvx run test", &save, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_true(hvx_vm_paused(f->vm));
+    while ((r = hvx_save_step(save, &err)) == 1)
+        ;
+    assert_int_equal(r, 0);
+    hvx_save_end(save, true);
+    assert_false(hvx_vm_paused(f->vm));
+    fclose(s);
+}
+
+/* Start f from the state; the message when that fails. */
+static const char *restored(struct fixture *f, char *data, size_t n)
+{
+    static struct hvx_error err;
+    struct hvx_restore *r;
+    FILE *s = fmemopen(data, n, "r");
+
+    err.text[0] = 0;
+    if (hvx_restore_open_stream(s, "test", false, &r, &err) < 0)
+        return err.text;
+    hvx_vm_restore_from(f->vm, r);
+    if (hvx_vm_start(f->vm, &err) == 0)
+        err.text[0] = 0;
+    hvx_restore_close(r);
+    return err.text;
+}
+
+static void a_whole_vm_comes_back_from_a_file(void **state)
+{
+    struct fixture *a = fixture(2, NULL), *b = fixture(2, NULL), *c = fixture(1, NULL), *d = fixture(2, NULL);
+    static const uint64_t marks[] = {0, 0x3ff8, 0x400000 - 8, 0x400000, 0x1234560, (32 << 20) - 8};
+    char *data;
+    size_t n;
+
+    (void)state;
+    start(a);
+    a->toy->value = 77;
+    for (unsigned i = 0; i < sizeof(marks) / sizeof(marks[0]); i++)
+        memcpy(a->vm->ram.hva + marks[i], &(uint64_t){0x1111 * (i + 1)}, 8);
+    save_all(a, &data, &n);
+    assert_true(n < 64 << 10); /* zeroes take no room */
+    /* What stood in the new one's memory before does not show through. */
+    memset(b->vm->ram.hva + (8 << 20), 0xee, 4096);
+    assert_string_equal(restored(b, data, n), "");
+    assert_int_equal(memcmp(a->vm->ram.hva, b->vm->ram.hva, 32 << 20), 0);
+    assert_int_equal(b->toy->value, 77);
+    assert_memory_equal(a->vm->uuid, b->vm->uuid, 16);
+    assert_non_null(strstr(restored(c, data, n), "--cpus 2"));
+    data[n / 2] ^= 1;
+    assert_non_null(strstr(restored(d, data, n), "damaged"));
+    assert_int_equal(d->n_runs, 0);
+    free(data);
+    end(a);
+    end(b);
+    end(c);
+    end(d);
+}
+
 static void wrong_sizes_are_refused(void **state)
 {
     struct hvx_vm_params p = {.n_vcpus = 0, .ram_bytes = 64 << 20};
@@ -489,6 +556,7 @@ int main(void)
         cmocka_unit_test(state_survives_a_round_trip),
         cmocka_unit_test(a_damaged_or_foreign_state_is_refused_with_the_reason),
         cmocka_unit_test(versions_older_are_served_and_newer_refused),
+        cmocka_unit_test(a_whole_vm_comes_back_from_a_file),
         cmocka_unit_test(wrong_sizes_are_refused),
         cmocka_unit_test(screen_and_keyboard_are_found),
         cmocka_unit_test(guest_events_are_counted_per_kind),

@@ -395,7 +395,7 @@ static void timer_arm(struct bt_vcpu *c)
         timer_fire(c, now);
         return;
     }
-    if (a->armed == a->deadline)
+    if (a->armed && a->armed <= a->deadline) /* the signal comes, finds it early and sets the timer anew */
         return;
     host_timer_make(c);
     uint64_t ns = tsc_to_ns(c, a->deadline - now) + 1;

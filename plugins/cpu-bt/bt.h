@@ -144,7 +144,7 @@ struct bt_tlb_entry {
     uint64_t pa;    /* gpa of the page | BT_TLB_* */
 };
 #define BT_TLB_GLOBAL 1u
-#define BT_TLB_LARGE 2u
+#define BT_TLB_LISTED 2u /* in the list of entries that a CR3 load clears */
 
 #define BT_JC_SIZE (1u << 18) /* jump caches are indexed by the low bits of the target */
 

@@ -183,11 +183,12 @@ void bt_xpage_unchain(struct bt_vcpu *c)
 void bt_jc_set(struct bt_vcpu *c, unsigned t, uint64_t rip, struct bt_block *b)
 {
     struct bt_cache *k = c->cache;
-    if (k->n_jc_touched[t] == BT_TOUCHED_MAX)
-        bt_jc_flush(c, t);
     uint32_t i = bt_jc_index(rip);
-    if (c->jc[t][i] == k->stub_jc_miss[t])
+    if (c->jc[t][i] == k->stub_jc_miss[t]) { /* else it is listed */
+        if (k->n_jc_touched[t] == BT_TOUCHED_MAX)
+            bt_jc_flush(c, t);
         k->jc_touched[t][k->n_jc_touched[t]++] = i;
+    }
     c->jc[t][i] = b->ind;
     for (unsigned n = 0; n < (b->pa2 ? 2u : 1u); n++) {
         uint32_t h = bt_code_filter_hash(rip + b->cs_base + n * 4096);

@@ -80,35 +80,37 @@ static void code_stored(struct bt_vcpu *c, uint64_t pa, uint64_t n)
 }
 
 /* --- one access by linear address ---------------------------------------------------- */
-/* hva for an access inside one page, 0 when it is not RAM (pa in *pa). A write
- * to ROM counts as not RAM. */
-static uint64_t page_access(struct bt_vcpu *c, uint64_t lin, unsigned size, unsigned acc, uint64_t *pa)
+/* The entry of lin's page when it allows the access. */
+static inline struct bt_tlb_entry *entry_of(struct bt_vcpu *c, uint64_t lin, unsigned acc)
 {
-    unsigned t = (acc & BT_ACC_USER) != 0;
-    struct bt_tlb_entry *e = &c->tlb[t][tlb_index(lin)];
-    uint64_t page = lin & ~0xfffull, h;
+    struct bt_tlb_entry *e = &c->tlb[(acc & BT_ACC_USER) != 0][tlb_index(lin)];
+    return (acc & BT_ACC_WRITE ? e->tag_w : e->tag_r) == (lin & ~0xfffull) ? e : NULL;
+}
+
+/* hva for an access inside one page, 0 when it is not RAM (pa in *pa). A write
+ * to ROM counts as not RAM. *code: whoever stores must look for translations of
+ * the bytes afterwards. An entry that allows stores stands for a page without any. */
+static uint64_t page_access(struct bt_vcpu *c, uint64_t lin, unsigned size, unsigned acc, uint64_t *pa, bool *code)
+{
+    struct bt_tlb_entry *e = entry_of(c, lin, acc);
+    *code = false;
     if (__builtin_expect(c->bp_data, 0))
         bt_debug_data(c, lin, size, acc);
-    if (acc & BT_ACC_WRITE) {
-        if (e->tag_w == page) {
-            *pa = (e->pa & ~0xfffull) | (lin & 0xfff);
-            return e->host | (lin & 0xfff);
-        }
-        h = mmu_fill(c, lin, acc, pa);
-        *pa |= lin & 0xfff;
-        if (!h || (bt_phys_page(c->vm, *pa) & BT_HVA_RO))
-            return 0;
-        if (e->tag_w != page)
-            mmu_code_store(c, *pa, size);
-        return h | (lin & 0xfff);
-    }
-    if (e->tag_r == page) {
+    if (e) {
         *pa = (e->pa & ~0xfffull) | (lin & 0xfff);
         return e->host | (lin & 0xfff);
     }
-    h = mmu_fill(c, lin, acc, pa);
+    uint64_t h = mmu_fill(c, lin, acc, pa);
     *pa |= lin & 0xfff;
-    return h ? h | (lin & 0xfff) : 0;
+    if (!h)
+        return 0;
+    if ((acc & BT_ACC_WRITE) && !entry_of(c, lin, acc)) {
+        if (bt_phys_page(c->vm, *pa) & BT_HVA_RO)
+            return 0;
+        mmu_code_store(c, *pa, size);
+        *code = true;
+    }
+    return h | (lin & 0xfff);
 }
 
 void bt_probe(struct bt_vcpu *c, uint64_t lin, size_t n, unsigned acc)
@@ -128,11 +130,12 @@ void bt_probe(struct bt_vcpu *c, uint64_t lin, size_t n, unsigned acc)
 uint64_t bt_read(struct bt_vcpu *c, uint64_t lin, unsigned size, unsigned acc)
 {
     uint64_t pa, v = 0;
+    bool code;
     if (!bt_long_mode(c))
         lin = (uint32_t)lin;
     if ((lin & 0xfff) + size <= 4096) {
         mmu_check_canonical(c, lin, size, false);
-        uint64_t h = page_access(c, lin, size, acc & ~BT_ACC_WRITE, &pa);
+        uint64_t h = page_access(c, lin, size, acc & ~BT_ACC_WRITE, &pa, &code);
         return h ? mmu_load((void *)h, size) : bt_mmio_read(c, pa, size);
     }
     bt_read_bytes(c, lin, &v, size, acc);
@@ -142,14 +145,15 @@ uint64_t bt_read(struct bt_vcpu *c, uint64_t lin, unsigned size, unsigned acc)
 void bt_write(struct bt_vcpu *c, uint64_t lin, unsigned size, uint64_t v, unsigned acc)
 {
     uint64_t pa;
+    bool code;
     if (!bt_long_mode(c))
         lin = (uint32_t)lin;
     if ((lin & 0xfff) + size <= 4096) {
         mmu_check_canonical(c, lin, size, false);
-        uint64_t h = page_access(c, lin, size, acc | BT_ACC_WRITE, &pa);
+        uint64_t h = page_access(c, lin, size, acc | BT_ACC_WRITE, &pa, &code);
         if (h) {
             mmu_store((void *)h, size, v);
-            if (code_mask(c, pa))
+            if (code)
                 code_stored(c, pa, size);
         } else {
             bt_mmio_write(c, pa, size, v);
@@ -173,10 +177,11 @@ void bt_read_bytes(struct bt_vcpu *c, uint64_t lin, void *buf, size_t n, unsigne
     mmu_check_canonical(c, lin, n ? n : 1, false);
     while (n) {
         uint64_t pa;
+        bool code;
         size_t k = 4096 - (lin & 0xfff);
         if (k > n)
             k = n;
-        uint64_t h = page_access(c, lin, (unsigned)k, acc & ~BT_ACC_WRITE, &pa);
+        uint64_t h = page_access(c, lin, (unsigned)k, acc & ~BT_ACC_WRITE, &pa, &code);
         if (h) {
             void *dd = d;
             const void *ss = (void *)h;
@@ -205,16 +210,17 @@ void bt_write_bytes(struct bt_vcpu *c, uint64_t lin, const void *buf, size_t n, 
     mmu_check_canonical(c, lin, n ? n : 1, false);
     while (n) {
         uint64_t pa;
+        bool code;
         size_t k = 4096 - (lin & 0xfff);
         if (k > n)
             k = n;
-        uint64_t h = page_access(c, lin, (unsigned)k, acc | BT_ACC_WRITE, &pa);
+        uint64_t h = page_access(c, lin, (unsigned)k, acc | BT_ACC_WRITE, &pa, &code);
         if (h) {
             void *dd = (void *)h;
             const void *ss = s;
             size_t cnt = k;
             __asm__ volatile("rep movsb" : "+D"(dd), "+S"(ss), "+c"(cnt) : : "memory");
-            if (code_mask(c, pa))
+            if (code)
                 code_stored(c, pa, k);
         } else {
             for (size_t i = 0; i < k;) {
@@ -234,10 +240,11 @@ void bt_write_bytes(struct bt_vcpu *c, uint64_t lin, const void *buf, size_t n, 
 void *bt_host_ptr(struct bt_vcpu *c, uint64_t lin, size_t n, unsigned acc)
 {
     uint64_t pa;
+    bool code;
     if (!bt_long_mode(c))
         lin = (uint32_t)lin;
     mmu_check_canonical(c, lin, n ? n : 1, false);
-    uint64_t h = page_access(c, lin, (unsigned)n, acc, &pa);
+    uint64_t h = page_access(c, lin, (unsigned)n, acc, &pa, &code);
     /* whoever stores through the pointer does not tell the others afterwards */
-    return (acc & BT_ACC_WRITE) && h && mmu_remote_hits(c, pa, n) ? NULL : (void *)h;
+    return code && mmu_remote_hits(c, pa, n) ? NULL : (void *)h;
 }

@@ -66,7 +66,7 @@ struct bt_space {
     uint64_t jc_cs_base;
     uint64_t code_filter[64];
     struct { uint32_t index; struct bt_tlb_entry e; } tlb[2][256];
-    struct { uint32_t index, ind; } jump[1024];
+    struct { uint32_t index, ind; } jump[2048];
 };
 #define BT_SPACES 8u
 
@@ -80,8 +80,8 @@ struct bt_mmu {
     uint64_t drop_gen;      /* grows when a right to store is taken away */
     struct bt_psc psc[BT_PSC_SIZE];
     struct { uint64_t vpage, pa, gen; const uint8_t *host; } itlb[2][BT_ITLB_SIZE];
-    uint16_t touched[2][2][BT_TLB_SIZE * 2]; /* entries filled: [table][global] */
-    uint32_t n_touched[2][2];
+    uint16_t listed[2][BT_TLB_SIZE]; /* entries that are not global, or were not once: each is here once */
+    uint32_t n_listed[2];
     /* Which large pages have entries: number of the 2 MiB + 1; of the 1 GiB. */
     uint32_t large[BT_LARGE_SLOTS];
     uint64_t huge[BT_HUGE_MAX];
@@ -109,7 +109,23 @@ _Noreturn void mmu_fault(struct bt_vcpu *c, uint64_t lin, unsigned acc, int rc);
 /* tlb.c. Walk and enter lin's page; raises #PF. Returns hva of the page or 0
  * (not RAM); *pa is the page's address either way. */
 uint64_t mmu_fill(struct bt_vcpu *c, uint64_t lin, unsigned acc, uint64_t *pa);
-void mmu_touched(struct bt_vcpu *c, unsigned t, unsigned global, unsigned i);
+/* Write an entry, all but its tag_w. */
+static inline struct bt_tlb_entry *mmu_enter(struct bt_vcpu *c, unsigned t, unsigned i, uint64_t page, uint64_t pa,
+                                             uint64_t host, bool global)
+{
+    struct bt_mmu *m = c->mmu;
+    struct bt_tlb_entry *e = &c->tlb[t][i];
+    uint64_t listed = e->pa & BT_TLB_LISTED;
+    if (!global && !listed) {
+        m->listed[t][m->n_listed[t]++] = (uint16_t)i;
+        listed = BT_TLB_LISTED;
+    }
+    e->tag_r = page;
+    e->tag_w = tag_never(i);
+    e->host = host;
+    e->pa = pa | listed | (global ? BT_TLB_GLOBAL : 0);
+    return e;
+}
 /* Supervisor code may have moved: is it where it was? */
 void mmu_kcode_check(struct bt_vcpu *c);
 

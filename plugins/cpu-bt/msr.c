@@ -213,7 +213,7 @@ bool bt_rdmsr(struct bt_vcpu *c, uint32_t index, uint64_t *value)
         return true;
     }
     if (amd_config(c, index)) {
-        *value = 0;
+        *value = index == 0xc0010015 ? 1ull << 24 : 0; /* HWCR: the TSC counts at one rate */
         return true;
     }
     return bt_pv_rdmsr(c, index, value) || unknown(c, "a read", index);

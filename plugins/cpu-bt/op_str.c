@@ -187,7 +187,10 @@ static void movs_once(struct bt_vcpu *c, const struct bt_op *op)
 {
     unsigned n = op->opsize;
     uint64_t si = bt_reg_get(c, BT_RSI, op->addrsize, 0), di = bt_reg_get(c, BT_RDI, op->addrsize, 0);
-    uint64_t src = bt_seg_lin(c, op->seg, si, n, false), dst = bt_seg_lin(c, BT_ES, di, n, true);
+    uint64_t src = bt_seg_lin(c, op->seg, si, n, false);
+    if (bt_code64(c) && !(sys_canonical(di) && sys_canonical(di + n - 1)))
+        bt_probe(c, src, n, bt_acc(c)); /* its page fault comes first */
+    uint64_t dst = bt_seg_lin(c, BT_ES, di, n, true);
     uint64_t step = c->dflag ? -(uint64_t)n : n;
 
     if ((src & 0xfff) + n > 4096 || !bt_host_ptr(c, src, n, bt_acc(c))) {
@@ -201,6 +204,40 @@ static void movs_once(struct bt_vcpu *c, const struct bt_op *op)
     c->rip = op->next_rip;
 }
 
+/* What kernels and C libraries do all day: a repeat in 64-bit code, forwards,
+ * inside one page. Bytes of it, 0 when it is not that. */
+static uint64_t short_run(const struct bt_vcpu *c, const struct bt_op *op)
+{
+    uint64_t n = c->gpr[BT_RCX];
+    if (!bt_code64(c) || op->addrsize != 8 || c->dflag || c->bp_data || (c->mode & BT_MODE_TF) || n > 4096)
+        return 0;
+    return n * op->opsize;
+}
+static inline bool in_page(uint64_t lin, uint64_t bytes) { return (lin & 0xfff) + bytes <= 4096; }
+
+static bool movs_short(struct bt_vcpu *c, const struct bt_op *op)
+{
+    uint64_t bytes = short_run(c, op), src = c->gpr[BT_RSI], dst = c->gpr[BT_RDI];
+    if (!bytes || op->seg >= BT_FS || !in_page(src, bytes) || !in_page(dst, bytes))
+        return false;
+    const void *p = bt_host_ptr(c, src, bytes, bt_acc(c));
+    void *d = p ? bt_host_ptr(c, dst, bytes, bt_acc(c) | BT_ACC_WRITE) : NULL;
+    if (!d)
+        return false;
+    uint64_t n = c->gpr[BT_RCX];
+    switch (op->opsize) {
+    case 1: __asm__ volatile("rep movsb" : "+D"(d), "+S"(p), "+c"(n) : : "memory"); break;
+    case 2: __asm__ volatile("rep movsw" : "+D"(d), "+S"(p), "+c"(n) : : "memory"); break;
+    case 4: __asm__ volatile("rep movsl" : "+D"(d), "+S"(p), "+c"(n) : : "memory"); break;
+    default: __asm__ volatile("rep movsq" : "+D"(d), "+S"(p), "+c"(n) : : "memory");
+    }
+    c->gpr[BT_RSI] = src + bytes;
+    c->gpr[BT_RDI] = dst + bytes;
+    c->gpr[BT_RCX] = 0;
+    c->rip = op->next_rip;
+    return true;
+}
+
 void bt_op_movs(struct bt_vcpu *c, const struct bt_op *op)
 {
     struct str s;
@@ -208,6 +245,8 @@ void bt_op_movs(struct bt_vcpu *c, const struct bt_op *op)
         movs_once(c, op);
         return;
     }
+    if (movs_short(c, op))
+        return;
     if (!str_begin(&s, c, op))
         return;
     do {
@@ -243,6 +282,31 @@ static void stos_once(struct bt_vcpu *c, const struct bt_op *op)
     c->rip = op->next_rip;
 }
 
+static bool stos_short(struct bt_vcpu *c, const struct bt_op *op)
+{
+    uint64_t bytes = short_run(c, op), dst = c->gpr[BT_RDI], n = c->gpr[BT_RCX], v = c->gpr[BT_RAX];
+    if (!bytes || !in_page(dst, bytes))
+        return false;
+    void *d = bt_host_ptr(c, dst, bytes, bt_acc(c) | BT_ACC_WRITE);
+    if (!d)
+        return false;
+    switch (op->opsize) {
+    case 1: __asm__ volatile("rep stosb" : "+D"(d), "+c"(n) : "a"(v) : "memory"); break;
+    case 2: __asm__ volatile("rep stosw" : "+D"(d), "+c"(n) : "a"(v) : "memory"); break;
+    case 4: __asm__ volatile("rep stosl" : "+D"(d), "+c"(n) : "a"(v) : "memory"); break;
+    default:
+        if (n <= 16) /* the host's instruction takes longer to start */
+            for (sys_u64 *q = d; n; n--)
+                *q++ = v;
+        else
+            __asm__ volatile("rep stosq" : "+D"(d), "+c"(n) : "a"(v) : "memory");
+    }
+    c->gpr[BT_RDI] = dst + bytes;
+    c->gpr[BT_RCX] = 0;
+    c->rip = op->next_rip;
+    return true;
+}
+
 void bt_op_stos(struct bt_vcpu *c, const struct bt_op *op)
 {
     struct str s;
@@ -250,6 +314,8 @@ void bt_op_stos(struct bt_vcpu *c, const struct bt_op *op)
         stos_once(c, op);
         return;
     }
+    if (stos_short(c, op))
+        return;
     if (!str_begin(&s, c, op))
         return;
     do {

@@ -331,6 +331,14 @@ void bt_op_sti(struct bt_vcpu *c, const struct bt_op *op)
 void bt_op_pushf(struct bt_vcpu *c, const struct bt_op *op)
 {
     struct sys_stack k;
+    if (bt_code64(c) && op->opsize == 8) {
+        uint64_t sp = c->gpr[BT_RSP] - 8;
+        if (sys_canonical(sp) && sys_canonical(sp + 7)) {
+            bt_write(c, sp, 8, bt_rflags(c) & ~(BT_VM | BT_RF), bt_acc(c) | BT_ACC_WRITE);
+            c->gpr[BT_RSP] = sp;
+            return;
+        }
+    }
     need_iopl_v86(c);
     sys_stack_current(c, &k, 0);
     sys_push(c, &k, op->opsize, bt_rflags(c) & ~(BT_VM | BT_RF));

@@ -85,11 +85,12 @@ static void tlb_out(struct bt_vcpu *c, struct bt_space *s, unsigned t)
 {
     struct bt_mmu *m = c->mmu;
     uint32_t n = 0;
-    for (uint32_t j = m->n_touched[t][0]; j--;) { /* the latest first */
-        unsigned i = m->touched[t][0][j];
+    for (uint32_t j = m->n_listed[t]; j--;) { /* the latest first */
+        unsigned i = m->listed[t][j];
         struct bt_tlb_entry *e = &c->tlb[t][i];
+        e->pa &= ~(uint64_t)BT_TLB_LISTED;
         if (e->tag_r == tag_never(i) || (e->pa & BT_TLB_GLOBAL))
-            continue; /* gone since, or met before */
+            continue;
         if (n < MAX_TLB) {
             s->tlb[t][n].index = i;
             s->tlb[t][n++].e = *e;
@@ -97,7 +98,7 @@ static void tlb_out(struct bt_vcpu *c, struct bt_space *s, unsigned t)
         e->tag_r = e->tag_w = tag_never(i);
     }
     s->n_tlb[t] = n;
-    m->n_touched[t][0] = 0;
+    m->n_listed[t] = 0;
     c->stk_tag[t] = c->stk_rtag[t] = STK_NEVER;
 }
 
@@ -106,10 +107,10 @@ static void tlb_in(struct bt_vcpu *c, const struct bt_space *s, unsigned t)
     bool stores = s->drop_gen == c->mmu->drop_gen;
     for (uint32_t j = 0; j < s->n_tlb[t]; j++) {
         unsigned i = s->tlb[t][j].index;
-        c->tlb[t][i] = s->tlb[t][j].e;
-        if (!stores)
-            c->tlb[t][i].tag_w = tag_never(i);
-        mmu_touched(c, t, 0, i);
+        const struct bt_tlb_entry *x = &s->tlb[t][j].e;
+        struct bt_tlb_entry *e = mmu_enter(c, t, i, x->tag_r, x->pa, x->host, false);
+        if (stores)
+            e->tag_w = x->tag_w;
     }
 }
 

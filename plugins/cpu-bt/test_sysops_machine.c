@@ -198,6 +198,63 @@ static void syscall_and_sysret(void **s)
     RAISES(BT_EX_UD, 0, bt_op_syscall(C, &B.op)); /* compatibility mode */
 }
 
+/* With a processor of AMD's in CPUID programs expect its ways. */
+static void fast_calls_of_amd(void **s)
+{
+    (void)s;
+    bench_long(0);
+    B.vm.amd = true;
+    C->star = 0x0048ull << 48 | (uint64_t)S_CODE64 << 32 | 0x12345678;
+    C->lstar = 0xffffffff81000000;
+    C->cstar = 0xffffffff82000000;
+    B.op.opsize = 4;
+    C->gpr[BT_RCX] = 0x1234;
+    C->gpr[11] = BT_IF;
+    OK(bt_op_sysret(C, &B.op));
+    OK(bt_op_syscall(C, &B.op)); /* from compatibility mode */
+    assert_int_equal(C->rip, 0xffffffff82000000);
+    assert_int_equal(C->mode & BT_MODE_CODE, BT_MODE_CODE64);
+    C->sysenter_cs = S_CODE0;
+    RAISES(BT_EX_UD, 0, bt_op_sysenter(C, &B.op));
+    B.op.opsize = 8;
+    C->gpr[BT_RCX] = 0x800000000000; /* faults at the target */
+    OK(bt_op_sysret(C, &B.op));
+    bench_prot(3);
+    B.vm.amd = true;
+    C->efer = BT_EFER_SCE;
+    C->star = 0x001bull << 48 | (uint64_t)S_CODE0 << 32 | 0x12345678;
+    C->iflag = 1;
+    OK(bt_op_syscall(C, &B.op)); /* no long mode at all */
+    assert_int_equal(C->rip, 0x12345678);
+    assert_int_equal(C->cpl, 0);
+    assert_int_equal(C->iflag, 0);
+    OK(bt_op_sysret(C, &B.op));
+    assert_int_equal(C->cpl, 3);
+    assert_int_equal(C->iflag, 1);
+    assert_int_equal(C->seg[BT_CS].selector, 0x1b);
+    B.vm.amd = false;
+    RAISES(BT_EX_UD, 0, bt_op_syscall(C, &B.op));
+}
+
+static void hypercalls(void **s)
+{
+    (void)s;
+    bench_long(0);
+    RAISES(BT_EX_UD, 0, bt_op_vmcall(C, &B.op));
+    B.vm.hypercalls = true;
+    C->gpr[BT_RAX] = 1ull << 40 | 1;
+    C->gpr[BT_RBX] = 1ull << 41;
+    OK(bt_op_vmcall(C, &B.op));
+    assert_int_equal(C->gpr[BT_RAX], 3ull << 40 | 1);
+    bench_prot(0);
+    B.vm.hypercalls = true;
+    C->gpr[BT_RAX] = 1ull << 40 | 1;
+    C->gpr[BT_RBX] = 1ull << 41 | 2;
+    OK(bt_op_vmcall(C, &B.op)); /* 32 bits of each */
+    assert_int_equal(C->gpr[BT_RAX], 3);
+    B.vm.hypercalls = false;
+}
+
 static void sysenter_and_sysexit(void **s)
 {
     (void)s;
@@ -414,6 +471,7 @@ int test_machine(void)
         cmocka_unit_test(cr4_flushes),            cmocka_unit_test(machine_status_word),
         cmocka_unit_test(debug_registers), cmocka_unit_test(hardware_breakpoints),        cmocka_unit_test(syscall_and_sysret),
         cmocka_unit_test(sysenter_and_sysexit),   cmocka_unit_test(bases_and_swapgs),
+        cmocka_unit_test(fast_calls_of_amd),      cmocka_unit_test(hypercalls),
         cmocka_unit_test(flags_obey_privilege),   cmocka_unit_test(ports_and_their_bitmap),
         cmocka_unit_test(string_io),              cmocka_unit_test(extended_control),
         cmocka_unit_test(invalidations),

@@ -12,18 +12,12 @@ static inline void forget(struct bt_vcpu *c, unsigned t, unsigned i)
 
 static void clear_table(struct bt_vcpu *c, unsigned t)
 {
-    for (unsigned i = 0; i < BT_TLB_SIZE; i++)
+    for (unsigned i = 0; i < BT_TLB_SIZE; i++) {
         forget(c, t, i);
-    c->mmu->n_touched[t][0] = c->mmu->n_touched[t][1] = 0;
+        c->tlb[t][i].pa = 0;
+    }
+    c->mmu->n_listed[t] = 0;
     c->stk_tag[t] = c->stk_rtag[t] = STK_NEVER;
-}
-
-void mmu_touched(struct bt_vcpu *c, unsigned t, unsigned global, unsigned i)
-{
-    struct bt_mmu *m = c->mmu;
-    if (m->n_touched[t][global] == BT_TLB_SIZE * 2) /* many duplicates: start over with an empty table */
-        clear_table(c, t);
-    m->touched[t][global][m->n_touched[t][global]++] = (uint16_t)i;
 }
 
 /* --- large pages: entries are for 4 KiB, an invalidation is for the page -------- */
@@ -104,11 +98,7 @@ uint64_t mmu_fill(struct bt_vcpu *c, uint64_t lin, unsigned acc, uint64_t *pa)
         return 0;
     uint64_t page = lin & ~0xfffull;
     unsigned i = tlb_index(lin);
-    struct bt_tlb_entry *e = &c->tlb[t][i];
-    e->tag_r = page;
-    e->tag_w = tag_never(i);
-    e->host = h & ~0xfffull;
-    e->pa = w.pa | (w.global ? BT_TLB_GLOBAL : 0);
+    struct bt_tlb_entry *e = mmu_enter(c, t, i, page, w.pa, h & ~0xfffull, w.global);
     if (w.writable && w.dirty && !(h & BT_HVA_RO)) {
         /* `written` first, then look: a translator marks `code` first, then
          * looks at `written` (both seq_cst). Was it set already, that one finds
@@ -120,7 +110,6 @@ uint64_t mmu_fill(struct bt_vcpu *c, uint64_t lin, unsigned acc, uint64_t *pa)
     }
     if (w.shift > 12)
         large_note(c->mmu, lin, w.shift);
-    mmu_touched(c, t, w.global, i);
     return e->host;
 }
 
@@ -130,18 +119,8 @@ void bt_tlb_flush_all(struct bt_vcpu *c)
     struct bt_mmu *m = c->mmu;
     c->tlb_drops++;
     c->st.tlb_flush_global++;
-    for (unsigned t = 0; t < 2; t++) {
-        if (m->n_touched[t][0] + m->n_touched[t][1] > BT_TLB_SIZE / 2 || !m->clock) {
-            clear_table(c, t);
-            continue;
-        }
-        for (unsigned g = 0; g < 2; g++) {
-            for (uint32_t j = 0; j < m->n_touched[t][g]; j++)
-                forget(c, t, m->touched[t][g][j]);
-            m->n_touched[t][g] = 0;
-        }
-        c->stk_tag[t] = c->stk_rtag[t] = STK_NEVER;
-    }
+    clear_table(c, 0);
+    clear_table(c, 1);
     large_forget(m);
     mmu_spaces_reset(c);
     m->kgen = mmu_new_gen(m);
@@ -155,13 +134,13 @@ void bt_tlb_flush_nonglobal(struct bt_vcpu *c)
     c->tlb_drops++;
     c->st.tlb_flush++;
     for (unsigned t = 0; t < 2; t++) {
-        uint32_t n = m->n_touched[t][0];
-        for (uint32_t j = 0; j < n; j++) {
-            unsigned i = m->touched[t][0][j];
+        for (uint32_t j = 0; j < m->n_listed[t]; j++) {
+            unsigned i = m->listed[t][j];
             if (!(c->tlb[t][i].pa & BT_TLB_GLOBAL))
                 forget(c, t, i);
+            c->tlb[t][i].pa &= ~(uint64_t)BT_TLB_LISTED;
         }
-        m->n_touched[t][0] = 0;
+        m->n_listed[t] = 0;
         c->stk_tag[t] = c->stk_rtag[t] = STK_NEVER;
     }
     m->space->gen = mmu_new_gen(m);
