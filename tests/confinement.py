@@ -65,7 +65,7 @@ for number, what, call, excepted in (
         (0, "opening a file", "openat", True), (1, "making a socket", "socket", False),
         (2, "starting a program", None, False), (3, "forking", "clone", True),
         (4, "removing a file", "unlink", False), (5, "a signal to another process", "kill", True),
-        (6, "making memory executable", "mprotect", True), (8, "typing into the terminal", "ioctl", False)):
+        (6, "making memory executable", "mprotect", True), (8, "typing into the terminal", "ioctl", True)):
     if sanitized and excepted:
         continue
     status, err = attempt(number)

@@ -18,6 +18,12 @@ vm_test_vm_SOURCES = vm/test_vm.c vm/test_null.h
 check_PROGRAMS += vm/test_chr vm/test_control
 vm_test_chr_SOURCES = vm/test_chr.c
 vm_test_control_SOURCES = vm/test_control.c
+check_PROGRAMS += vm/test_gdb vm/fuzz_gdb
+vm_test_gdb_SOURCES = vm/test_gdb.c
+vm_fuzz_gdb_SOURCES = vm/fuzz_gdb.c
+vm_fuzz_gdb_LDADD = libhvxcore.a $(FUZZ_LIBS) $(LDADD)
+EXTRA_DIST += vm/corpus/fuzz_gdb/start-of-gdb vm/corpus/fuzz_gdb/points-and-steps vm/corpus/fuzz_gdb/memory \
+    vm/corpus/fuzz_gdb/narrow
 check_PROGRAMS += vm/fuzz_pci
 vm_fuzz_pci_SOURCES = vm/fuzz_pci.c
 vm_fuzz_pci_LDADD = libhvxcore.a $(FUZZ_LIBS) $(LDADD)

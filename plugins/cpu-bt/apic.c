@@ -262,6 +262,11 @@ bool bt_apic_takes_pic(struct bt_vcpu *c)
     return !(lint0 & LVT_MASKED) && ((lint0 >> 8) & 7) == BT_DM_EXTINT;
 }
 
+bool bt_apic_requested(const struct bt_vcpu *c, uint8_t vector)
+{
+    return (GET(c->apic->irr[vector >> 6]) >> (vector & 63) & 1) != 0;
+}
+
 static bool pic_wants(struct bt_vcpu *c)
 {
     struct bt_irqchip *chip = c->vm->irqchip;

@@ -99,6 +99,8 @@ uint64_t bt_apic_next_deadline_ns(struct bt_vcpu *c);
 void bt_apic_tsc_moved(struct bt_vcpu *c, uint64_t delta);
 /* Would this vCPU take an interrupt from the 8259s now? Any thread. */
 bool bt_apic_takes_pic(struct bt_vcpu *c);
+/* Is this vector requested and not yet taken? Any thread. */
+bool bt_apic_requested(const struct bt_vcpu *c, uint8_t vector);
 
 /* --- ioapic.c: the caller holds the irqchip lock ------------------------------- */
 void bt_ioapic_reset(struct bt_irqchip *chip);

@@ -289,8 +289,10 @@ int bt_model_choose(const char *text, const struct bt_cpuid_offer *o, struct bt_
     if (c->model && layout_differs(c->model, c->word, o))
         return hvx_fail(err, -ENOTSUP, "--cpu %.40s: this host keeps AVX-512 state at other places of XSAVE's area than the "
                                        "model; take away -avx512f, or use %s, which works here", text, advice(o));
+    if (!has(c->word, BT_F_HYPERVISOR))
+        c->hypervisor = BT_HYPERVISOR_NONE;
     if (c->hypervisor == BT_HYPERVISOR_NONE)
-        c->word[BT_W_1C] &= ~(1u << 31);
+        *word_of(c->word, BT_F_HYPERVISOR) &= ~bit_of(BT_F_HYPERVISOR);
     c->restricted = memcmp(c->word, o->here, sizeof(c->word)) != 0;
     return 0;
 }

@@ -183,9 +183,27 @@ static void tick_request(struct bt_vm *vm)
     bt_ioapic_set(vm, 2, false);
 }
 
+/* Does the request wait because the guest itself has closed its interrupts? */
+static bool tick_held_back(struct bt_vm *vm)
+{
+    int vector = atomic_load_explicit(&vm->irqchip->tick.vector, memory_order_relaxed);
+    for (unsigned i = 0; i < vm->n_vcpus; i++) {
+        struct bt_vcpu *t = vm->vcpu[i];
+        if (!t || !t->apic || *(volatile uint8_t *)&t->iflag)
+            continue;
+        if (vm->irqchip->tick.at_pic && bt_apic_takes_pic(t))
+            return true;
+        if (vector >= 0 && bt_apic_requested(t, (uint8_t)vector))
+            return true;
+    }
+    return false;
+}
+
 /* A tick that comes while another is still requested would be lost in it: it is
- * owed. Each new one makes its edge all the same, so that nothing sticks when a
- * guest has thrown its request away. */
+ * owed, when the guest was ready to take that one and only had no CPU time.
+ * With its interrupts closed it loses ticks as it does on the part. Each new one
+ * makes its edge all the same, so that nothing sticks when a guest has thrown
+ * its request away. */
 void bt_irq_tick(struct bt_vm *vm, unsigned gsi, unsigned n)
 {
     struct bt_irqchip *chip = vm->irqchip;
@@ -202,7 +220,8 @@ void bt_irq_tick(struct bt_vm *vm, unsigned gsi, unsigned n)
     bool waiting = chip->tick.at_pic || atomic_load_explicit(&chip->tick.vector, memory_order_relaxed) >= 0;
     if (n) {
         tick_request(vm);
-        chip->tick.owed += waiting ? n : n - 1;
+        if (!tick_held_back(vm))
+            chip->tick.owed += waiting ? n : n - 1;
         if (chip->tick.owed > HVX_TICKS_OWED_MAX)
             chip->tick.owed = HVX_TICKS_OWED_MAX;
     }

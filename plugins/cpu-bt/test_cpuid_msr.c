@@ -290,6 +290,9 @@ static void kvm_leaves_and_msrs(void **state)
     assert_false(bt_rdmsr(c, 0x4b564d01, &v));
     assert_false(vm->hypercalls);
     test_vm_free(vm);
+    vm = vm_of("host,-hypervisor"); /* the same */
+    assert_int_equal(leaf(vm->vcpu[0], 0x40000000, 0, 0), 0);
+    test_vm_free(vm);
 }
 
 static void msr_rules(void **state)

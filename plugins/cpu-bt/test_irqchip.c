@@ -324,6 +324,7 @@ static void ticks_are_not_lost(void **state)
     struct bt_vcpu *c = vm->vcpu[0];
     (void)state;
     apic_on(c);
+    c->iflag = 1;
     pin(c, 2, 0x10045); /* masked: nobody listens */
     outb(c, 0x21, 0xff);
     bt_irq_tick(vm, 0, 5);
@@ -344,11 +345,16 @@ static void ticks_are_not_lost(void **state)
     bt_irq_tick(vm, 0, 1);
     bt_irq_line(vm, 4, true); /* other lines merge as ever */
     assert_int_equal(take_all(c, 0x45, false), 1);
+    c->iflag = 0; /* the guest does not want any: as on the part, one is kept */
+    bt_irq_tick(vm, 0, 3);
+    bt_irq_tick(vm, 0, 1);
+    assert_int_equal(take_all(c, 0x45, false), 1);
     test_vm_free(vm);
 
     vm = test_vm_new(1);
     c = vm->vcpu[0];
     pic_init(c, 1);
+    c->iflag = 1;
     bt_irq_tick(vm, 0, 1);
     bt_irq_tick(vm, 0, 2);
     assert_int_equal(take_all(c, 8, true), 3);

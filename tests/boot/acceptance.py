@@ -24,7 +24,7 @@ STEPS = ["variables", "stop", "tools", "digests", "speed", "stress", "disk", "ne
 
 STRESSORS = ("--cpu 1 --cpu-method all --memcpy 1 --memcpy-method all --cache 1 --vm 1 --vm-bytes 64M --vm-method all "
              "--fork 1 --mmap 1 --mmap-bytes 32M --signal 1 --sigfpe 1 --sigsegv 1 --sigq 1 --sigrt 1 --signest 1 "
-             "--switch 1 --futex 1 --sysinval 1")
+             "--switch 1 --futex 1 --sysinval 1 --pathological")
 
 C_PROGRAM = r"""
 #include <math.h>

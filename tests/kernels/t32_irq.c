@@ -8,7 +8,8 @@ static volatile tk_word ticked_ip;
 static void on_tick(struct tk_frame *f)
 {
     ticks++;
-    ticked_ip = f->ip;
+    if (!ticked_ip)
+        ticked_ip = f->ip;
     outb(0x20, 0x20);
 }
 
@@ -69,20 +70,22 @@ static void pic(void)
     __asm__ volatile("sti; cli" : : : "memory");
     EQUAL(ticks, before, "sti-cli-lets-nothing-in");
     tk_word at;
+    ticked_ip = 0;
     __asm__ volatile("sti; nop; 1: nop; cli; movl $1b, %0" : "=r"(at) : : "memory");
-    CHECK(ticks == before + 1 && ticked_ip == at, "sti-nop-then-interrupt");
+    /* One tick at least: a machine may make up for those that were held off. */
+    CHECK(ticks > before && ticked_ip == at, "sti-nop-then-interrupt");
     wait_request();
     before = ticks;
     __asm__ volatile("sti; mov %%ss, %%eax; mov %%eax, %%ss; 1: nop; 2: nop; cli; movl $2b, %0" : "=r"(at) : : "eax", "memory");
-    CHECK(ticks == before + 1, "interrupt-after-mov-ss");
+    CHECK(ticks > before, "interrupt-after-mov-ss");
     wait_request();
     before = ticks;
     __asm__ volatile("pushf; orl $0x200, (%%esp); popf; nop; cli" : : : "memory", "cc");
-    EQUAL(ticks, before + 1, "popf-opens");
+    CHECK(ticks > before, "popf-opens");
     wait_request();
     before = ticks;
     __asm__ volatile("pushf; orl $0x200, (%%esp); push %%cs; push $1f; iret; 1: nop; cli" : : : "memory", "cc");
-    EQUAL(ticks, before + 1, "iret-opens");
+    CHECK(ticks > before, "iret-opens");
     /* sti; hlt must not lose a wake-up. */
     before = ticks;
     for (int i = 0; i < 20; i++)
@@ -95,7 +98,7 @@ static void pic(void)
     tk_delay_us(30000);
     EQUAL(ticks, before, "masked-at-pic");
     outb(0x21, 0xfe);
-    for (int i = 0; i < 1000 && ticks == before; i++)
+    for (int i = 0; i < 300000 && ticks == before; i++)
         inb(0x80);
     CHECK(ticks > before, "unmasked-at-pic");
     __asm__ volatile("cli; pushf; pop %0" : "=r"(flags));
