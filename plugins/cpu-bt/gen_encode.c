@@ -262,20 +262,35 @@ static void emit_vex(struct trans *t, struct insn *x, struct enc *n)
     }
 }
 
+/* As e_mod_host(), without disp8: EVEX counts those in operands. */
+static void mod_disp32(struct bt_emit *e, unsigned reg, const struct host_mem *m)
+{
+    if (!m->disp && (m->base & 7) != 5) {
+        e_mod_host(e, reg, m);
+        return;
+    }
+    bool sib = m->index >= 0 || (m->base & 7) == 4;
+    e8(e, 0x80 | (reg & 7) << 3 | (sib ? 4 : (unsigned)m->base & 7));
+    if (sib)
+        e8(e, m->scale << 6 | (m->index < 0 ? 4 : (unsigned)m->index & 7) << 3 | ((unsigned)m->base & 7));
+    e32(e, (uint32_t)m->disp);
+}
+
 static void emit_evex(struct trans *t, struct insn *x, struct enc *n)
 {
     struct bt_emit *e = &t->e;
     const ZydisDecodedInstruction *d = &x->d;
-    unsigned rm = n->mem ? H_R14 : n->rm_no, v = n->vvvv >= 0 ? n->v_no : 0, r = n->reg_no;
+    unsigned rm = n->mem ? (unsigned)t->m.base : n->rm_no, v = n->vvvv >= 0 ? n->v_no : 0, r = n->reg_no;
+    unsigned index = n->mem && t->m.index >= 0 ? (unsigned)t->m.index : 0;
     e8(e, 0x62);
-    e8(e, (r & 8 ? 0 : 0x80) | (!n->mem && (rm & 16) ? 0 : 0x40) | (rm & 8 ? 0 : 0x20) | (r & 16 ? 0 : 0x10) |
+    e8(e, (r & 8 ? 0 : 0x80) | ((n->mem ? index & 8 : rm & 16) ? 0 : 0x40) | (rm & 8 ? 0 : 0x20) | (r & 16 ? 0 : 0x10) |
               d->raw.evex.mmm);
     e8(e, d->raw.evex.W << 7 | (~v & 15) << 3 | 4 | d->raw.evex.pp);
     e8(e, d->raw.evex.z << 7 | d->raw.evex.L2 << 6 | d->raw.evex.L << 5 | d->raw.evex.b << 4 | (v & 16 ? 0 : 8) |
               d->raw.evex.aaa);
     e8(e, n->opcode);
     if (n->mem)
-        e_mod_base(e, r, H_R14, 0);
+        mod_disp32(e, r, &t->m);
     else
         e_mod_rr(e, r, rm);
 }
@@ -350,8 +365,8 @@ void gen_generic(struct trans *t, struct insn *x)
         if (insn_is_masked(d))
             t->desc_extra |= BT_DESC_MASKED;
         gen_lookup(t, n.mem, n.mem_size, n.mem_rd, n.mem_wr);
-        /* EVEX scales short displacements; r13..r15 and flags in the slot need r15 */
-        if (d->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX || n.guest_rd || n.guest_wr || n.swap != -1 ||
+        /* r13..r15 and flags in the slot need r15 */
+        if (n.guest_rd || n.guest_wr || n.swap != -1 ||
             (!t->in_reg && !t->again.kind && (t->in_slot || t->in_fn)))
             gen_mem_in_r14(t);
     }

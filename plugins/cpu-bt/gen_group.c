@@ -28,7 +28,7 @@ static void close_all(struct trans *t)
 }
 
 /* Add an access of n bytes at `at` off the registers of `key`; the group's number + 1. */
-static uint8_t add(struct trans *t, const struct group *key, int64_t at, unsigned n, bool wr)
+static uint8_t add(struct trans *t, unsigned insn, const struct group *key, int64_t at, unsigned n, bool wr)
 {
     for (unsigned i = 0; i < t->n_groups; i++) {
         struct group *g = &t->group[i];
@@ -56,6 +56,7 @@ static uint8_t add(struct trans *t, const struct group *key, int64_t at, unsigne
     struct group *g = &t->group[t->n_groups++];
     *g = *key;
     g->open = true;
+    g->first = g->at = insn;
     g->wr = wr;
     g->uses = 1;
     g->bias = 0;
@@ -64,13 +65,13 @@ static uint8_t add(struct trans *t, const struct group *key, int64_t at, unsigne
     return (uint8_t)t->n_groups;
 }
 
-static uint8_t add_stack(struct trans *t, unsigned base, int at, unsigned n, bool wr)
+static uint8_t add_stack(struct trans *t, unsigned insn, unsigned base, int at, unsigned n, bool wr)
 {
     struct group key = {.base = (int8_t)base, .index = -1, .seg = BT_NSEG, .stack = base == BT_RSP};
-    return add(t, &key, at, n, wr);
+    return add(t, insn, &key, at, n, wr);
 }
 
-static uint8_t add_operand(struct trans *t, const struct insn *x, const ZydisDecodedOperand *o, unsigned n, bool wr)
+static uint8_t add_operand(struct trans *t, unsigned insn, const struct insn *x, const ZydisDecodedOperand *o, unsigned n, bool wr)
 {
     const ZydisDecodedOperandMem *m = &o->mem;
     struct group key = {.base = -1, .index = -1, .seg = BT_NSEG};
@@ -97,7 +98,7 @@ static uint8_t add_operand(struct trans *t, const struct insn *x, const ZydisDec
     if (key.base < 0 && key.index < 0 && key.seg == BT_NSEG)
         return 0;
     key.stack = key.base == BT_RSP && key.index < 0 && key.seg == BT_NSEG;
-    return add(t, &key, disp, n, wr);
+    return add(t, insn, &key, disp, n, wr);
 }
 
 static const ZydisDecodedOperand *memory_operand(const struct insn *x)
@@ -108,34 +109,35 @@ static const ZydisDecodedOperand *memory_operand(const struct insn *x)
     return NULL;
 }
 
-static void accesses(struct trans *t, struct insn *x)
+static void accesses(struct trans *t, unsigned i)
 {
+    struct insn *x = &t->insn[i];
     const ZydisDecodedOperand *o = memory_operand(x);
     int size = x->d.operand_width / 8;
     bool high;
     switch (x->kind) {
     case K_GENERIC:
         if (o && !insn_is_masked(&x->d))
-            x->group = add_operand(t, x, o, insn_memory_size(x, o), (o->actions & ACT_WR) != 0);
+            x->group = add_operand(t, i, x, o, insn_memory_size(x, o), (o->actions & ACT_WR) != 0);
         break;
     case K_PUSH:
         if (x->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
-            x->group = add_operand(t, x, &x->op[0], (unsigned)size, false);
-        x->stack_group = add_stack(t, BT_RSP, -size, (unsigned)size, true);
+            x->group = add_operand(t, i, x, &x->op[0], (unsigned)size, false);
+        x->stack_group = add_stack(t, i, BT_RSP, -size, (unsigned)size, true);
         break;
     case K_POP:
         if (x->op[0].type != ZYDIS_OPERAND_TYPE_MEMORY && reg_number(x->op[0].reg.value, &high) != BT_RSP)
-            x->stack_group = add_stack(t, BT_RSP, 0, (unsigned)size, false);
+            x->stack_group = add_stack(t, i, BT_RSP, 0, (unsigned)size, false);
         break;
-    case K_LEAVE: x->stack_group = add_stack(t, BT_RBP, 0, (unsigned)size, false); break;
+    case K_LEAVE: x->stack_group = add_stack(t, i, BT_RBP, 0, (unsigned)size, false); break;
     case K_JMP_IND: case K_CALL_IND:
         if (x->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
-            x->group = add_operand(t, x, &x->op[0], 8, false);
+            x->group = add_operand(t, i, x, &x->op[0], 8, false);
         if (x->kind == K_CALL_IND)
-            x->stack_group = add_stack(t, BT_RSP, -8, 8, true);
+            x->stack_group = add_stack(t, i, BT_RSP, -8, 8, true);
         break;
-    case K_CALL: x->stack_group = add_stack(t, BT_RSP, -8, 8, true); break;
-    case K_RET: x->stack_group = add_stack(t, BT_RSP, 0, 8, false); break;
+    case K_CALL: x->stack_group = add_stack(t, i, BT_RSP, -8, 8, true); break;
+    case K_RET: x->stack_group = add_stack(t, i, BT_RSP, 0, 8, false); break;
     default: break;
     }
 }
@@ -195,29 +197,6 @@ static void writes(struct trans *t, const struct insn *x)
             if (p->bias > DISP_MAX || p->bias < -DISP_MAX)
                 close_group(p);
         }
-    }
-}
-
-void group_plan(struct trans *t)
-{
-    t->n_groups = 0;
-    t->r15_group = 0;
-    for (unsigned i = 0; i < t->n; i++)
-        t->insn[i].group = t->insn[i].stack_group = 0;
-    if (!t->code64 || t->careful || t->plain || t->n < 2)
-        return;
-    for (unsigned i = 0; i < t->n; i++) {
-        struct insn *x = &t->insn[i];
-        if (x->kind == K_OP || x->kind == K_SWAPGS) {
-            close_all(t);
-            continue;
-        }
-        accesses(t, x);
-        writes(t, x);
-    }
-    for (unsigned i = 0; i < t->n_groups; i++) {
-        t->group[i].left = t->group[i].uses;
-        t->group[i].ready = false;
     }
 }
 
@@ -330,3 +309,57 @@ bool gen_group(struct trans *t, uint8_t number, const ZydisDecodedOperand *o, in
     t->desc_extra = 0;
     return true;
 }
+
+/* A look-up clobbers flags. Where some are live at a group's first access (carry chains), and the registers are there
+ * already, it is made before the instruction that makes those flags. */
+static unsigned earlier(const struct trans *t, const struct group *g)
+{
+    unsigned best = g->first;
+    if (!live_before(&t->insn[best]))
+        return best;
+    uint32_t regs = (g->base >= 0 && g->base < 16 ? 1u << g->base : 0) | (g->index >= 0 ? 1u << g->index : 0);
+    for (unsigned i = g->first; i-- > 0;) {
+        const struct insn *x = &t->insn[i];
+        if (x->kind == K_OP || x->kind == K_SWAPGS || x->kind == K_JCC || (x->gpr_wr & regs))
+            break;
+        if (!live_before(x))
+            return i;
+    }
+    return best;
+}
+
+void group_plan(struct trans *t)
+{
+    t->n_groups = 0;
+    t->r15_group = 0;
+    for (unsigned i = 0; i < t->n; i++)
+        t->insn[i].group = t->insn[i].stack_group = 0;
+    if (!t->code64 || t->careful || t->plain || t->n < 2)
+        return;
+    for (unsigned i = 0; i < t->n; i++) {
+        struct insn *x = &t->insn[i];
+        if (x->kind == K_OP || x->kind == K_SWAPGS) {
+            close_all(t);
+            continue;
+        }
+        accesses(t, i);
+        writes(t, x);
+    }
+    for (unsigned i = 0; i < t->n_groups; i++) {
+        struct group *g = &t->group[i];
+        g->left = g->uses;
+        g->ready = false;
+        if (g->uses > 1)
+            g->at = earlier(t, g);
+    }
+}
+
+void group_before(struct trans *t, unsigned i)
+{
+    for (unsigned j = 0; j < t->n_groups; j++) {
+        struct group *g = &t->group[j];
+        if (g->uses > 1 && g->at == i && g->first != i && !g->ready)
+            look_up(t, g, j);
+    }
+}
+

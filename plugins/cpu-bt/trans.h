@@ -44,6 +44,7 @@ struct group {
     uint8_t scale, seg;  /* scale as a power of two; BT_FS, BT_GS, or BT_NSEG: none */
     bool open, wr, stack, ready;
     unsigned uses, left;
+    unsigned first, at;  /* instruction of the first access; where the look-up is made */
     int64_t bias;        /* while planning: what the base register has moved by */
     int64_t lo, hi;      /* bytes touched, relative to the base as it was at the first access */
 };
@@ -191,6 +192,7 @@ unsigned gen_scratch(struct trans *t); /* a host register that t->m does not nee
 /* gen_group.c */
 void group_plan(struct trans *t);
 bool gen_group(struct trans *t, uint8_t number, const ZydisDecodedOperand *o, int stack_delta); /* false: none; sets t->m */
+void group_before(struct trans *t, unsigned i); /* look-ups made early, before instruction i */
 bool group_live(const struct trans *t); /* does a later access rely on an earlier look-up? */
 void gen_sp_add(struct trans *t, int delta);
 void gen_commit(struct trans *t); /* after a store, in careful blocks */

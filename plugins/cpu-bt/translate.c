@@ -433,6 +433,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
         struct insn *x = &t->insn[i];
         t->cur = x;
         trans_map(t, &t->map[t->n_map++], e_here(e), (unsigned)(x->rip - rip));
+        group_before(t, i);
         gen_insn(t, x);
     }
     struct insn *lastx = &t->insn[t->n - 1];
