@@ -31,7 +31,8 @@
 #define B(n) (1u << (n))
 
 /* Leaf 1 */
-#define KEEP_1C (B(0) | B(1) | B(9) | B(12) | B(13) | B(19) | B(20) | B(22) | B(23) | B(25) | B(26) | B(28) | B(29) | B(30))
+#define KEEP_1C                                                                                                        \
+    (B(0) | B(1) | B(9) | B(12) | B(13) | B(19) | B(20) | B(22) | B(23) | B(25) | B(26) | B(28) | B(29) | B(30))
 #define SET_1C (B(21) /* x2APIC */ | B(24) /* TSC deadline */ | B(31) /* hypervisor */)
 #define KEEP_1D (B(0) | B(8) | B(15) | B(19) | B(23) | B(24) | B(25) | B(26))
 /* DE PSE TSC MSR PAE MCE APIC SEP MTRR PGE MCA PAT SS */
@@ -204,7 +205,10 @@ static void leaf_cache(struct bt_cpuid *m, uint32_t leaf, uint32_t sub, const ui
     r[D] = h[D];
 }
 
-static unsigned l2_ways(const struct bt_model *model) { return model->l2_kib == 1280 ? 20 : model->l2_kib > 512 ? 16 : 8; }
+static unsigned l2_ways(const struct bt_model *model)
+{
+    return model->l2_kib == 1280 ? 20 : model->l2_kib > 512 ? 16 : 8;
+}
 
 static void leaf_caches(struct bt_cpuid *m, const struct bt_model *model)
 {

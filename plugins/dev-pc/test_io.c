@@ -283,6 +283,39 @@ static void soft_off(void **state)
     assert_int_equal(in16(b, 0x604), 0x0001);
 }
 
+#define GPE_STS 0xafe0
+#define GPE_EN 0xafe2
+#define HOTPLUG 0xae00
+
+static void slots_come_and_go_through_acpi(void **state)
+{
+    struct board *b = *state;
+    void *opaque;
+    const struct hvx_hotplug_ops *ops = hvxtest_hotplug(b->vm, &opaque);
+    assert_non_null(ops);
+    out8(b, 0xb2, 0xf1); /* ACPI on */
+    out8(b, GPE_EN, 2);
+    assert_false(hvxtest_irq_level(b->vm, 9));
+    ops->plugged(opaque, 7);
+    assert_true(hvxtest_irq_level(b->vm, 9));
+    assert_int_equal(in8(b, GPE_STS), 2);
+    out8(b, GPE_STS, 2);
+    assert_false(hvxtest_irq_level(b->vm, 9));
+    assert_int_equal(in32(b, HOTPLUG), 1u << 7);
+    assert_int_equal(in32(b, HOTPLUG), 0); /* told once */
+    assert_false(ops->unplug_request(opaque, 2)); /* the display stays */
+    assert_true(ops->unplug_request(opaque, 7));
+    assert_true(hvxtest_irq_level(b->vm, 9));
+    assert_int_equal(in32(b, HOTPLUG), 0);
+    assert_int_equal(in32(b, HOTPLUG + 4), 1u << 7);
+    assert_int_equal(hvxtest_ejected(b->vm), 0);
+    out32(b, HOTPLUG + 8, 1u << 7 | 1u << 1); /* the bridge stays too */
+    assert_int_equal(hvxtest_ejected(b->vm), 1u << 7);
+    ops->plugged(opaque, 9);
+    b->type->reset(b->dev);
+    assert_int_equal(in32(b, HOTPLUG), 0);
+}
+
 static void power_button_raises_the_sci(void **state)
 {
     struct board *b = *state;
@@ -349,7 +382,7 @@ int main(void)
         T(uart_receives_with_fifo_and_interrupt), T(uart_is_a_16550a), T(uart_loop_back), T(i8042_self_tests),
         T(keyboard_answers_commands), T(keyboard_set2_and_translation), T(keyboard_interrupts_once_a_byte),
         T(keyboard_flood_drops_whole_keys), T(mouse_packets), T(every_way_to_reset), T(soft_off),
-        T(power_button_raises_the_sci), T(acpi_enable_and_disable_by_the_command_port), T(debug_ports),
+        T(power_button_raises_the_sci), T(slots_come_and_go_through_acpi), T(acpi_enable_and_disable_by_the_command_port), T(debug_ports),
         cmocka_unit_test(debug_exit_as_a_device_of_its_own),
     };
     return cmocka_run_group_tests_name("io", tests, NULL, NULL);

@@ -10,7 +10,9 @@ import vm
 
 def report(tap, disk, cpus):
     name = "%d vCPU: " % cpus
-    with guest.Guest(vm.command(cpus=cpus, memory=1024, disk=(disk, "qcow2"), net="user")) as machine:
+    # With two vCPUs the disk is behind the SCSI adapter.
+    form = "qcow2,if=scsi" if cpus == 2 and vm.ENGINE != "qemu-tcg" else "qcow2"
+    with guest.Guest(vm.command(cpus=cpus, memory=1024, disk=(disk, form), net="user")) as machine:
         try:
             status, text = machine.finish(vm.scaled(180))
         except vm.Timeout:

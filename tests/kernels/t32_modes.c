@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Protected mode, the less travelled parts: alignment checks, x87 errors by IRQ 13, debug registers, 16-bit tasks, faults
- * through task gates, SYSENTER, UMIP, what VME's absence means. */
+/* Protected mode, the less travelled parts: alignment checks, x87 errors by IRQ 13, debug registers, 16-bit tasks,
+ * faults through task gates, SYSENTER, UMIP, what VME's absence means. */
 #include "tk.h"
 
 struct tss {
@@ -30,7 +30,8 @@ static uint64_t descriptor(uint32_t base, uint32_t limit, uint32_t access, uint3
 static void user(void *code, uint32_t flags)
 {
     tk_got.vector = -1;
-    tk_run_user((tk_word)(uintptr_t)code, (tk_word)(uintptr_t)(user_stack + sizeof(user_stack)), 2 | flags, TK_USER_CODE);
+    tk_run_user((tk_word)(uintptr_t)code, (tk_word)(uintptr_t)(user_stack + sizeof(user_stack)), 2 | flags,
+                TK_USER_CODE);
 }
 
 /* --- #AC ---------------------------------------------------------------------------------------- */
@@ -77,7 +78,8 @@ static void alignment(void)
     user(ac_long, FLAG_AC);
     CHECK(tk_got.vector == 0x80, "ac-needs-cr0-am");
     WRITE_REG("cr0", READ_REG("cr0") | 0x40000);
-    TRY("pushf; orl $0x40000, (%%esp); popf; movl area+1, %0; pushf; andl $~0x40000, (%%esp); popf", : "=r"(v) : : "cc", "memory");
+    TRY("pushf; orl $0x40000, (%%esp); popf; movl area+1, %0; pushf; andl $~0x40000, (%%esp); popf",
+        : "=r"(v) : : "cc", "memory");
     CHECK(tk_got.vector == -1, "ac-not-in-ring-0");
 }
 
@@ -204,7 +206,8 @@ static void tasks16(void)
     task16.ss = SEL_OTHER;
     tk_gdt[SEL_TASK16 / 8] = descriptor((uint32_t)(uintptr_t)&task16, sizeof(task16) - 1, 0x81, 0);
     __asm__ volatile("lcall %1, $0\n"
-                     ".section .text.task16, \"ax\"; .code16; task16_code: movl $task16_saw, %%ebx; movw %%ax, (%%ebx)\n"
+                     ".section .text.task16, \"ax\"; .code16\n"
+                     "task16_code: movl $task16_saw, %%ebx; movw %%ax, (%%ebx)\n"
                      "movl $task16_runs, %%ebx; incl (%%ebx)\n"
                      "inc %%ax; iret; jmp task16_code; .code32; .previous\n"
                      ".data; task16_saw: .word 0; .balign 4; task16_runs: .long 0; .text"
@@ -230,7 +233,8 @@ static void tasks(void)
     tk_gdt[SEL_TASK / 8] = descriptor((uint32_t)(uintptr_t)&task, sizeof(task) - 1, 0x89, 0);
     __asm__ volatile("ljmp %0, $0" : : "i"(SEL_TASK) : "memory", "cc");
     CHECK(task_jumps == 1 && task.link == 0, "task-by-jump");
-    CHECK((tk_gdt[SEL_TASK / 8] >> 40 & 0xff) == 0x89 && (tk_gdt[TK_TSS / 8] >> 40 & 0xff) == 0x8b, "task-jump-busy-bits");
+    CHECK((tk_gdt[SEL_TASK / 8] >> 40 & 0xff) == 0x89 && (tk_gdt[TK_TSS / 8] >> 40 & 0xff) == 0x8b,
+          "task-jump-busy-bits");
     EQUAL(READ_REG("cr0") & 8, 8, "task-jump-sets-ts");
     /* T: a debug trap on arrival */
     task.trap = 1;
@@ -240,7 +244,8 @@ static void tasks(void)
     __asm__ volatile("ljmp %0, $0" : : "i"(SEL_TASK) : "memory", "cc");
     tk_on(1, NULL);
     UNLESS_TCG("task-trap-bit")
-    CHECK((arrival_dr6 & 0x8000) && arrival_ip == (tk_word)(uintptr_t)task_jump_back && task_jumps == 2, "task-trap-bit");
+    CHECK((arrival_dr6 & 0x8000) && arrival_ip == (tk_word)(uintptr_t)task_jump_back && task_jumps == 2,
+          "task-trap-bit");
     task.trap = 0;
     /* An exception through a task gate: the error code is on the new task's stack. */
     set_task(&fault_task, task_of_faults);

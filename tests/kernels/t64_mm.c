@@ -316,6 +316,80 @@ static void spaces(void)
     WRITE_REG("cr3", tk_pml4);
 }
 
+/* More spaces than an engine may keep aside, each with its own tables, data and code. */
+#define SPACES 12
+static uint64_t space_table[SPACES][4][512] __attribute__((aligned(4096)));
+static uint64_t space_page[SPACES][512] __attribute__((aligned(4096)));
+
+static bool space_right(unsigned i, uint64_t value)
+{
+    WRITE_REG("cr3", (tk_word)space_table[i][0] | (i + 1) | 1ul << 63);
+    return *va == value && call_value(VA + 512) == i;
+}
+
+static void many_spaces(void)
+{
+    uint32_t r[4], r7[4];
+    bool good = true;
+
+    cpuid(1, 0, r);
+    cpuid(7, 0, r7);
+    if (!(r[2] & 1u << 17)) {
+        tk_skip("many-pcids", "CPUID shows none");
+        return;
+    }
+    for (unsigned i = 0; i < SPACES; i++) {
+        memcpy(space_table[i][0], tk_pml4, 4096);
+        space_table[i][0][1] = (tk_word)space_table[i][1] | P | W;
+        space_table[i][1][0] = (tk_word)space_table[i][2] | P | W;
+        space_table[i][2][0] = (tk_word)space_table[i][3] | P | W;
+        space_table[i][3][0] = (tk_word)space_page[i] | P | W;
+        space_page[i][0] = 100 + i;
+        put_code(space_page[i], 512, (uint8_t)i);
+    }
+    WRITE_REG("cr4", READ_REG("cr4") | 1 << 17);
+    for (unsigned round = 0; round < 4; round++)
+        for (unsigned i = 0; i < SPACES; i++)
+            good &= space_right(i, 100 + i);
+    for (unsigned i = 0; i < 60; i++) /* near ones, and one that was long away */
+        good &= space_right(i % 5 ? i % 5 : i / 5, 100 + (i % 5 ? i % 5 : i / 5));
+    CHECK(good, "many-pcids");
+    if (r7[1] & 1u << 10) {
+        struct {
+            uint64_t pcid, address;
+        } d;
+
+        good = true;
+        for (unsigned i = 0; i < SPACES; i++) {
+            unsigned victim = (i + 1) % SPACES;
+
+            d.pcid = victim + 1;
+            d.address = VA;
+            good &= space_right(victim, 100 + victim) && space_right(i, 100 + i);
+            space_table[victim][3][0] = (tk_word)page_b | P | W;
+            __asm__ volatile("invpcid %0, %1" : : "m"(d), "r"((tk_word)(i & 1)) : "memory");
+            page_b[0] = 0xb;
+            put_code(page_b, 512, (uint8_t)victim);
+            good &= space_right(victim, 0xb);
+            space_table[victim][3][0] = (tk_word)space_page[victim] | P | W;
+            invlpg(va);
+            good &= space_right(victim, 100 + victim);
+        }
+        CHECK(good, "invpcid-of-another-space");
+        good = true;
+        for (unsigned i = 0; i < SPACES; i++) {
+            space_table[i][3][0] = (tk_word)page_b | P | W;
+            __asm__ volatile("invpcid %0, %1" : : "m"(d), "r"(3ul) : "memory");
+            put_code(page_b, 512, (uint8_t)i);
+            good &= space_right(i, 0xb);
+        }
+        CHECK(good, "invpcid-all-but-global");
+    }
+    WRITE_REG("cr3", (tk_word)space_table[0][0]);
+    WRITE_REG("cr4", READ_REG("cr4") & ~(1ul << 17));
+    WRITE_REG("cr3", tk_pml4);
+}
+
 static void large(void)
 {
     uint32_t r[4];
@@ -368,5 +442,6 @@ void tk_main(void)
     execute();
     user_rights();
     spaces();
+    many_spaces();
     large();
 }

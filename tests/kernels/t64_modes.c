@@ -158,9 +158,12 @@ static void system_calls(void)
     wrmsr(0x174, TK_CODE);
     wrmsr(0x175, call_stack_top - 64);
     wrmsr(0x176, (tk_word)sysenter_entry);
+    if (amd_cpu() && tk_tcg()) { /* it has SYSENTER then, but no SYSEXIT */
+        tk_skip("compat-sysenter", "QEMU TCG does not check this");
+        return;
+    }
     user_cs(compat_sysenter, 2, TK_USER_CODE32);
     if (amd_cpu()) {
-        UNLESS_TCG("compat-sysenter-ud")
         CHECK(tk_got.vector == 6 && tk_got.ip == (tk_word)compat_sysenter + 1, "compat-sysenter-ud");
     } else {
         CHECK(tk_got.vector == 0x80 && tk_user_frame.ax == TK_CODE && tk_user_frame.bx == TK_DATA, "compat-sysenter");
