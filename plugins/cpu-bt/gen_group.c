@@ -16,7 +16,7 @@
  */
 #include "trans.h"
 
-#define SPAN_MAX 256
+#define SPAN_MAX 1024
 #define DISP_MAX (1 << 30)
 
 static void close_group(struct group *g) { g->open = false; }
