@@ -230,8 +230,8 @@ static int default_vars(struct hvx_run_options *o)
     for (slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
         *slash = 0;
         if (mkdir(path, 0700) < 0 && errno != EEXIST)
-            return bad("the folder %s for the UEFI variables: %s; name a file with --uefi-vars", path, strerror(errno)) -
-                   HVX_STATUS_USAGE + HVX_STATUS_FAILED;
+            return bad("the folder %s for the UEFI variables: %s; name a file with --uefi-vars", path,
+                       strerror(errno)) - HVX_STATUS_USAGE + HVX_STATUS_FAILED;
         *slash = '/';
     }
     o->owned[0] = strdup(path);

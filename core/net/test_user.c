@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "core/net/csum.h"
+#include "core/vm/confine.h"
 #include "core/net/net.h"
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -244,6 +245,32 @@ static void test_arp_and_icmp(void **state)
     assert_int_equal(r[34], 0); /* echo reply */
     assert_int_equal(get16(r + 38), 0x4242);
     assert_int_equal(hvx_csum_fold(hvx_csum_add(0, r + 34, 64)), 0xffff);
+    close_net();
+}
+
+/* It makes libslirp read /etc/resolv.conf, in a process that can open no file. */
+static void test_a_question_to_the_resolver_is_survived(void **state)
+{
+    static const uint8_t query[] = "\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01";
+    uint8_t f[200] = {0}, *r;
+    size_t n, bytes = sizeof(query) - 1;
+    (void)state;
+    open_net("user");
+    arp();
+    size_t len = ipv4(f, router_mac, GUEST_IP, ROUTER_IP + 1, 17, 8 + bytes);
+    put16(f + 34, 5353);
+    put16(f + 36, 53);
+    put16(f + 38, (unsigned)(8 + bytes));
+    memcpy(f + 42, query, bytes);
+    send_frame(f, len);
+    len = ipv4(f, router_mac, GUEST_IP, ROUTER_IP, 1, 64);
+    memset(f + 34, 0, 64);
+    f[34] = 8;
+    put16(f + 36, (uint16_t)~hvx_csum_fold(hvx_csum_add(0, f + 34, 64)));
+    send_frame(f, len);
+    while ((r = next_frame(&n, 3000)) && !(get16(r + 12) == 0x0800 && r[23] == 1 && r[34] == 0))
+        ;
+    assert_non_null(r); /* who answers is alive */
     close_net();
 }
 
@@ -560,9 +587,11 @@ static int teardown(void **state)
 
 int main(void)
 {
+    hvx_confine_plan("test_user"); /* the processes with the sockets run under their filter, as in a VM */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_arp_and_icmp),
         cmocka_unit_test(test_dhcp_offers_an_address),
+        cmocka_unit_test(test_a_question_to_the_resolver_is_survived),
         cmocka_unit_test(test_tcp_to_a_server),
         cmocka_unit_test(test_tcp_with_segmentation_left_to_us),
         cmocka_unit_test(test_unfinished_checksum_is_finished),

@@ -23,3 +23,21 @@ difftest_difftest_SOURCES = difftest/main.c difftest/forms.c difftest/states.c d
 	difftest/driver.S difftest/difftest.h difftest/program.h difftest/layout.h
 EXTRA_DIST += difftest/seeds
 difftest_difftest_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS)
+
+# System instructions in every mode under HVX and QEMU: one kernel, compared case by case.
+SYSTEM_FLAGS = -m32 -std=gnu11 -O1 -Wall -Wextra -ffreestanding -nostdlib -fno-pic -fno-pie -fno-stack-protector \
+	-fno-asynchronous-unwind-tables -mgeneral-regs-only -fcf-protection=none
+system_sources = difftest/system/entry.S difftest/system/case.c difftest/system/forms.c difftest/system/main.c
+difftest/system.elf: $(system_sources) difftest/system/system.h difftest/system/kernel.ld
+	$(AM_V_GEN)$(MKDIR_P) difftest && $(CC) $(SYSTEM_FLAGS) -Wl,-m,elf_i386,--build-id=none,--no-warn-rwx-segments -static \
+	    -T $(srcdir)/difftest/system/kernel.ld -o $@ $(addprefix $(srcdir)/,$(system_sources))
+CLEANFILES += difftest/system.elf
+dist_noinst_SCRIPTS = difftest/system.py
+EXTRA_DIST += $(system_sources) difftest/system/system.h difftest/system/kernel.ld
+
+# A million cases and more, minutes. SEED=N for others.
+SEED = 1
+difftest-long: difftest/difftest difftest/system.elf
+	difftest/difftest --seed $(SEED) --cases 48 --sequences 40000 --seeds $(srcdir)/difftest/seeds
+	$(srcdir)/difftest/system.py --seed $(SEED) --cases 200000
+.PHONY: difftest-long

@@ -169,6 +169,8 @@ static int walk32(struct bt_vcpu *c, uint64_t lin, unsigned acc, struct bt_walk 
     if (!(pde & PTE_P))
         return 0;
     bool large = (pde & PTE_PS) && (c->cr4 & BT_CR4_PSE);
+    if (large && (pde & 1u << 21)) /* reserved in a 4 MiB page's entry: SDM volume 3, 4.3 */
+        return PF_P | PF_RSVD;
     bool wr = (pde & PTE_W) != 0, us = (pde & PTE_U) != 0;
     if (!large) {
         t = pte_ptr(c, (pde & 0xfffff000u) + ((lin >> 12) & 1023) * 4);

@@ -267,7 +267,7 @@ int pflash_state(struct pflash *f, struct hvx_stream *s)
     uint8_t mode = f->mode;
     hvx_state_u32(s, &bytes);
     if (bytes != f->bytes) {
-        hvx_state_fail(s, -EINVAL, "UEFI variables: the saved ones have another size; start with the firmware that the VM had");
+        hvx_state_fail(s, -EINVAL, "UEFI variables: the saved ones have another size; start with the VM's firmware");
         return hvx_state_error(s);
     }
     hvx_state_u8(s, &mode);

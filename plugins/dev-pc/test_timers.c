@@ -411,11 +411,13 @@ static void pm_timer_overflow_raises_the_sci(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(pit_mode2_interrupts_at_its_rate), T(pit_makes_up_for_ticks_that_come_late), T(pit_counts_down_with_the_clock), T(pit_latched_count_stands_still),
+        T(pit_mode2_interrupts_at_its_rate), T(pit_makes_up_for_ticks_that_come_late),
+        T(pit_counts_down_with_the_clock), T(pit_latched_count_stands_still),
         T(pit_mode0_fires_once_on_terminal_count), T(pit_read_back_tells_mode_and_output),
         T(pit_channel2_calibration_loop), T(pit_gate2_stops_the_count), T(pit_bcd_counts_in_decimal),
         T(rtc_shows_the_wall_clock_in_bcd), T(rtc_can_be_set), T(rtc_update_in_progress_before_the_second),
-        T(rtc_periodic_rate_and_acknowledge), T(rtc_periodic_events_are_made_up_for_one_with_each_acknowledge), T(rtc_alarm_at_its_second), T(rtc_alarm_is_an_acpi_event_too),
+        T(rtc_periodic_rate_and_acknowledge), T(rtc_periodic_events_are_made_up_for_one_with_each_acknowledge),
+        T(rtc_alarm_at_its_second), T(rtc_alarm_is_an_acpi_event_too),
         T(rtc_nonsense_time_does_not_break_it),
         T(hpet_counts_tens_of_nanoseconds), T(hpet_one_shot_edge), T(hpet_level_until_acknowledged),
         T(hpet_legacy_replaces_the_pit), T(hpet_makes_up_for_ticks_that_come_late), T(hpet_tiny_period_does_not_flood),

@@ -39,13 +39,13 @@ def save(name, path, *options, timeout=120):
 
 
 def save_and_end(machine, name, path, *options):
-    """Saves a machine and waits for its process; returns what went wrong, or ""."""
+    """Saves a machine and waits for its process; returns what went wrong, or "", and what the guest said until then."""
     status, text = save(name, path, *options)
     if status != 0:
-        return "hvx save: status %d: %s" % (status, text)
-    status, _ = machine.finish(vm.scaled(60))
+        return "hvx save: status %d: %s" % (status, text), ""
+    status, rest = machine.finish(vm.scaled(60))
     machine.kill()
-    return "" if status == SAVED else "the saved VM ended with status %s" % status
+    return "" if status == SAVED else "the saved VM ended with status %s" % status, rest
 
 
 SAVED = 7  # exit status of hvx run

@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""system.py: system instructions in every mode under HVX and under QEMU's TCG, compared case by case.
+
+One kernel (system/) makes the cases from a seed and prints a hash of what each did; where the two hashes differ, the case
+is run again with all that went into the hash. Differences that are QEMU's departures from the manuals are listed below
+(EXCLUSIONS), each with its reason, and counted; any other is a failure.
+"""
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class Side:
+    def __init__(self, name, command):
+        self.name, self.command = name, command
+
+    def run(self, text, seconds):
+        """Lines that a run with this command line printed, and whether it came to its end."""
+        with tempfile.NamedTemporaryFile("r", errors="replace") as out:
+            try:
+                p = subprocess.run(self.command(text, out.name), timeout=seconds, stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                note = p.stderr.decode(errors="replace").strip()
+            except subprocess.TimeoutExpired:
+                note = "no end after %d s" % seconds
+            lines = out.read().splitlines()
+        return lines, "# system: end" in lines, note
+
+    def hashes(self, seed, first, count):
+        """A hash for each case; None where the machine died or hung."""
+        got, forms = [], {}
+        while len(got) < count:
+            n = count - len(got)
+            lines, ended, note = self.run("seed=%d first=%d count=%d" % (seed, first + len(got), n), 12 + n // 500)
+            if not any(line.startswith("# system: begin") for line in lines):
+                sys.exit("system.py: the kernel does not start under %s: %s" % (self.name, note))
+            new = [line for line in lines if re.fullmatch("[0-9a-f]{8}", line)][:n]
+            got += new
+            for line in lines:
+                m = re.match(r"form (.*): (\d+) (\d+)$", line)
+                if m:
+                    old = forms.get(m[1], (0, 0))
+                    forms[m[1]] = (old[0] + int(m[2]), old[1] + int(m[3]))
+            if len(new) < n:
+                got.append(None)
+        return got, forms
+
+    def dump(self, seed, case):
+        lines, ended, note = self.run("seed=%d first=%d count=1 dump" % (seed, case), 8)
+        head = [line for line in lines if line.startswith("# ") and not line.startswith("# system") and line != "# result"]
+        body = dict(line.strip().split("=", 1) for line in lines if re.match(r"  .*=[0-9a-f]{8}$", line))
+        return head, body, ended
+
+
+def qemu(args):
+    def command(text, out):
+        return ["qemu-system-x86_64", "-accel", "tcg", "-cpu", args.qemu_cpu, "-m", "64", "-display", "none", "-monitor", "none",
+                "-nic", "none", "-serial", "file:" + out, "-no-reboot", "-device", "isa-debug-exit,iobase=0x501,iosize=4",
+                "-kernel", args.kernel, "-append", text]
+    return Side("QEMU", command)
+
+
+def hvx(args):
+    def command(text, out):
+        return [args.hvx, "run", "--quiet", "--engine", "bt", "--memory", "64M", "--net", "none", "--serial", "file:" + out,
+                "--no-reboot", "--debug-exit", "--no-control", "--kernel", args.kernel, "--append", text]
+    return Side("HVX", command)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--first", type=int, default=0)
+    p.add_argument("--cases", type=int, default=20000)
+    p.add_argument("--kernel", default="difftest/system.elf")
+    p.add_argument("--hvx", default=os.environ.get("HVX", "../../core/hvx"))
+    p.add_argument("--qemu-cpu", default="max,-vme,vendor=GenuineIntel")
+    p.add_argument("--summary", action="store_true", help="failures by form")
+    p.add_argument("--reports", type=int, default=20)
+    p.add_argument("--show", type=int, help="describe one case under both and end")
+    args = p.parse_args()
+    for name, path in (("HVX", args.hvx), ("the kernel", args.kernel), ("QEMU", shutil.which("qemu-system-x86_64") or "")):
+        if not os.path.exists(path):
+            print("system.py: skipped, %s is not there (%s)" % (name, path or "package qemu-system-x86"))
+            return 77
+    sides = [hvx(args), qemu(args)]
+    if args.show is not None:
+        show(sides, args.seed, args.show, True)
+        return 0
+    (a, forms), (b, _) = (s.hashes(args.seed, args.first, args.cases) for s in sides)
+    failures = [args.first + i for i in range(args.cases) if a[i] != b[i] or a[i] is None]
+    if args.summary:
+        n_forms = len(forms)
+        names = list(forms)
+        count = {}
+        for case in failures:
+            count[names[case % n_forms]] = count.get(names[case % n_forms], []) + [case]
+        for name in names:
+            if name in count:
+                print("%-40s %5d failures: %s" % (name, len(count[name]), " ".join(map(str, count[name][:8]))))
+        return 1
+    for case in failures[:args.reports]:
+        show(sides, args.seed, case)
+    for name, (n, faults) in forms.items():
+        print("%-40s %7d cases %7d exceptions" % (name, n, faults))
+    print("system: seed %d, %d cases, %d failures" % (args.seed, args.cases, len(failures)))
+    return bool(failures)
+
+
+def show(sides, seed, case, full=False):
+    (head, a, ended_a), (_, b, ended_b) = (s.dump(seed, case) for s in sides)
+    print("FAIL system case %d seed %d" % (case, seed))
+    for line in head:
+        print("    " + (line if full else line[:300]))
+    if not (ended_a and ended_b):
+        print("    %s" % ", ".join(s.name + (" ends" if e else " does not end") for s, e in zip(sides, (ended_a, ended_b))))
+        return
+    for k in a:
+        if a[k] != b.get(k):
+            print("    %-20s %s  %s" % (k, a[k], b.get(k)))
+
+
+sys.exit(main())
