@@ -98,7 +98,7 @@ struct bt_cache {
     uint64_t jc_cs_base[2];
     uint64_t code_filter[2][64];   /* hashed pages with jump cache entries */
     /* stubs */
-    uint32_t stub_stack[2], stub_slow, stub_try, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
+    uint32_t stub_stack, stub_stack_try, stub_slow, stub_try, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
         stub_irq, stub_careful, stub_segfault, stub_flags_slot, stub_flags[8][4];
     uint32_t stubs_start, stubs_end;
     void (*enter)(struct bt_vcpu *c, uint64_t host);

@@ -116,20 +116,37 @@ static int vm_create(void *ctx, struct hvx_vm *hvm, const struct hvx_engine_conf
     return 0;
 }
 
+/* What [gpa, gpa + n) is has changed: each vCPU forgets what it knows of it. Large slots come and go before the guest
+ * runs only. */
+static void forget_range(struct bt_vm *vm, struct bt_vcpu *self, uint64_t gpa, uint64_t n)
+{
+    uint64_t mask = vm->n_vcpus == 64 ? ~0ull : (1ull << vm->n_vcpus) - 1;
+    unsigned what = n > 16u << 20 ? BT_SYNC_FLUSH : BT_SYNC_RANGE;
+    if (!n)
+        return;
+    if (self) /* in a device's callback: no translation of ours is in use, the dispatcher is in time */
+        bt_sync_request(vm, NULL, 1ull << self->index, what, gpa, n, false);
+    bt_sync_request(vm, self, mask, what, gpa, n, true);
+}
+
 static int set_slot(struct hvx_engine_vm *e, const struct hvx_mem_slot *slot, struct hvx_error *err)
 {
     struct bt_vm *vm = (struct bt_vm *)e;
+    struct hvx_mem_slot old = {0};
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned i = 0; i < vm->n_slots; i++)
+        if (vm->slots[i].id == slot->id)
+            old = vm->slots[i];
+    pthread_mutex_unlock(&vm->lock);
     int rc = bt_phys_set_slot(vm, slot, err);
     if (rc)
         return rc;
-    uint64_t mask = vm->n_vcpus == 64 ? ~0ull : (1ull << vm->n_vcpus) - 1;
     struct bt_vcpu *self = NULL;
     for (unsigned i = 0; i < vm->n_vcpus; i++)
         if (vm->vcpu[i] && bt_thread_is(vm->vcpu[i]))
             self = vm->vcpu[i];
-    if (self) /* in a device's callback: no translation of ours is in use */
-        atomic_fetch_or(&self->pending, BT_PEND_FLUSH);
-    bt_sync_request(vm, self, mask, BT_SYNC_FLUSH, 0, 0, true);
+    forget_range(vm, self, old.gpa, old.bytes);
+    forget_range(vm, self, slot->gpa, slot->bytes);
     return 0;
 }
 

@@ -42,7 +42,7 @@ static void on_kick(int sig, siginfo_t *info, void *ucv)
         return;
     uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];
     const struct bt_cache *k = c->cache;
-    if (pc >= k->stub_stack[0] && pc < k->stub_commit) {
+    if (pc >= k->stub_stack && pc < k->stub_commit) {
         /* This glue goes back to its block without a look at `pending`: its
          * return address is one of the upmost four words. */
         const uint64_t *sp = (const uint64_t *)uc->uc_mcontext.gregs[REG_RSP];

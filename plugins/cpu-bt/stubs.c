@@ -76,6 +76,63 @@ static void back_to_block(struct bt_emit *e, struct bt_vcpu *c)
     *over = (uint8_t)(e->p - over - 1);
 }
 
+/* A miss of the one-entry TLB of the stack: look into the big one first, and
+ * enter what it finds there; else go to `miss`. */
+static void stack_stub(struct bt_emit *e, struct bt_vcpu *c, uint32_t miss_stub, bool only_enter)
+{
+    e8(e, 0x50); /* push rax; push r15; push rcx */
+    e8(e, 0x41); e8(e, 0x57);
+    e8(e, 0x51);
+    e_mov_imm(e, H_RCX, e_abs(c->tlb[0]));
+    e_rex(e, 0, 0, 0, H_R15, false); /* test r15d, BT_DESC_USER */
+    e8(e, 0xf7);
+    e_mod_rr(e, 0, H_R15);
+    e32(e, BT_DESC_USER);
+    e8(e, 0x74); /* je over */
+    uint8_t *over = e->p;
+    e8(e, 0);
+    e_mov_imm(e, H_RCX, e_abs(c->tlb[1]));
+    *over = (uint8_t)(e->p - over - 1);
+    e_mov_rr(e, H_RAX, H_R14); /* rcx = entry */
+    e_rex(e, 1, 0, 0, H_RAX, false);
+    e8(e, 0xc1); /* shr rax, 7 */
+    e_mod_rr(e, 5, H_RAX);
+    e8(e, 7);
+    e_alu_ri(e, 0, 4, H_RAX, (BT_TLB_SIZE - 1) << 5);
+    e_rr(e, 1, 0x03, H_RCX, H_RAX);
+    e_mov_rr(e, H_RAX, H_R14);
+    /* Stores need tag_w. So that one test serves, loads too: pages that can
+     * only be read are left to C. */
+    e_r_base(e, 1, 0x33, H_RAX, H_RCX, (int32_t)offsetof(struct bt_tlb_entry, tag_w));
+    e_alu_ri(e, 1, 7, H_RAX, 4096 - 8);
+    e8(e, 0x77); /* ja miss */
+    uint8_t *miss = e->p;
+    e8(e, 0);
+    e_rex(e, 0, 0, 0, H_R15, false); /* r15 = 8 for programs, 0 */
+    e8(e, 0xc1);
+    e_mod_rr(e, 5, H_R15);
+    e8(e, 16); /* BT_DESC_USER is bit 19 */
+    e_alu_ri(e, 0, 4, H_R15, 8);
+    e_r_base(e, 1, 0x8b, H_RAX, H_RCX, (int32_t)offsetof(struct bt_tlb_entry, tag_w));
+    e_r_base(e, 1, 0x89, H_RAX, H_R15, (int32_t)e_abs(c->stk_tag));
+    e_r_base(e, 1, 0x89, H_RAX, H_R15, (int32_t)e_abs(c->stk_rtag));
+    e_rr(e, 1, 0x33, H_R14, H_RAX); /* page offset */
+    e_r_base(e, 1, 0x8b, H_RAX, H_RCX, (int32_t)offsetof(struct bt_tlb_entry, host));
+    e_r_base(e, 1, 0x89, H_RAX, H_R15, (int32_t)e_abs(c->stk_host));
+    e_rr(e, 1, 0x03, H_R14, H_RAX);
+    e8(e, 0x59);
+    e8(e, 0x41); e8(e, 0x5f);
+    e8(e, 0x58);
+    if (only_enter)
+        e_mov_imm(e, H_R15, 1);
+    e8(e, 0xc3);
+    *miss = (uint8_t)(e->p - miss - 1);
+    e8(e, 0x59);
+    e8(e, 0x41); e8(e, 0x5f);
+    e8(e, 0x58);
+    e_jmp(e, miss_stub);
+}
+
 void bt_stubs_emit(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
@@ -160,60 +217,10 @@ void bt_stubs_emit(struct bt_vcpu *c)
     load_caller_saved(e, c);
     e8(e, 0xc3);
 
-    /* stack: as slow, for a miss of the one-entry TLB of the stack; looks into
-     * the big one first, and enters what it finds there */
-    for (unsigned wr = 0; wr < 2; wr++) {
-        k->stub_stack[wr] = e_here(e);
-        e8(e, 0x50); /* push rax; push r15; push rcx */
-        e8(e, 0x41); e8(e, 0x57);
-        e8(e, 0x51);
-        e_mov_imm(e, H_RCX, e_abs(c->tlb[0]));
-        e_rex(e, 0, 0, 0, H_R15, false); /* test r15d, BT_DESC_USER */
-        e8(e, 0xf7);
-        e_mod_rr(e, 0, H_R15);
-        e32(e, BT_DESC_USER);
-        e8(e, 0x74); /* je over */
-        uint8_t *over = e->p;
-        e8(e, 0);
-        e_mov_imm(e, H_RCX, e_abs(c->tlb[1]));
-        *over = (uint8_t)(e->p - over - 1);
-        e_mov_rr(e, H_RAX, H_R14); /* rcx = entry */
-        e_rex(e, 1, 0, 0, H_RAX, false);
-        e8(e, 0xc1); /* shr rax, 7 */
-        e_mod_rr(e, 5, H_RAX);
-        e8(e, 7);
-        e_alu_ri(e, 0, 4, H_RAX, (BT_TLB_SIZE - 1) << 5);
-        e_rr(e, 1, 0x03, H_RCX, H_RAX);
-        e_mov_rr(e, H_RAX, H_R14);
-        /* Stores need tag_w. So that one test serves, loads too: pages that can
-         * only be read are left to C. */
-        e_r_base(e, 1, 0x33, H_RAX, H_RCX, (int32_t)offsetof(struct bt_tlb_entry, tag_w));
-        e_alu_ri(e, 1, 7, H_RAX, 4096 - 8);
-        e8(e, 0x77); /* ja miss */
-        uint8_t *miss = e->p;
-        e8(e, 0);
-        e_rex(e, 0, 0, 0, H_R15, false); /* r15 = 8 for programs, 0 */
-        e8(e, 0xc1);
-        e_mod_rr(e, 5, H_R15);
-        e8(e, 16); /* BT_DESC_USER is bit 19 */
-        e_alu_ri(e, 0, 4, H_R15, 8);
-        e_r_base(e, 1, 0x8b, H_RAX, H_RCX, (int32_t)offsetof(struct bt_tlb_entry, tag_w));
-        e_r_base(e, 1, 0x89, H_RAX, H_R15, (int32_t)e_abs(c->stk_tag));
-        e_r_base(e, 1, 0x89, H_RAX, H_R15, (int32_t)e_abs(c->stk_rtag));
-        e_rr(e, 1, 0x33, H_R14, H_RAX); /* page offset */
-        e_r_base(e, 1, 0x8b, H_RAX, H_RCX, (int32_t)offsetof(struct bt_tlb_entry, host));
-        e_r_base(e, 1, 0x89, H_RAX, H_R15, (int32_t)e_abs(c->stk_host));
-        e_rr(e, 1, 0x03, H_R14, H_RAX);
-        e8(e, 0x59);
-        e8(e, 0x41); e8(e, 0x5f);
-        e8(e, 0x58);
-        e8(e, 0xc3);
-        *miss = (uint8_t)(e->p - miss - 1);
-        e8(e, 0x59);
-        e8(e, 0x41); e8(e, 0x5f);
-        e8(e, 0x58);
-        e_jmp(e, k->stub_slow);
-    }
+    k->stub_stack = e_here(e); /* as slow */
+    stack_stub(e, c, k->stub_slow, false);
+    k->stub_stack_try = e_here(e); /* as try */
+    stack_stub(e, c, k->stub_try, true);
 
     /* commit: after the instruction of a careful block; keeps flags in the slot */
     k->stub_commit = e_here(e);

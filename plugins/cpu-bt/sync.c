@@ -96,6 +96,10 @@ void bt_sync_process(struct bt_vcpu *c)
         case BT_SYNC_INVALIDATE:
             bt_invalidate_local(c, q->req[i].pa, q->req[i].n, NULL);
             break;
+        case BT_SYNC_RANGE: /* other memory there now */
+            bt_tlb_flush_all(c);
+            bt_invalidate_local(c, q->req[i].pa, q->req[i].n, NULL);
+            break;
         default:
             bt_tlb_flush_all(c);
             atomic_fetch_or(&c->pending, BT_PEND_FLUSH);

@@ -263,7 +263,7 @@ static void emit_cold(struct trans *t)
                 e_r_abs(e, 1, 0x33, H_R14, x->tag_abs);
             save_again(t, e, x);
             e_mov_imm(e, H_R15, x->desc);
-            e_call(e, x->stack ? k->stub_stack[!!(x->desc & BT_DESC_WRITE)] : k->stub_slow);
+            e_call(e, x->stack ? k->stub_stack : k->stub_slow);
             e_jmp(e, x->rejoin);
             break;
         case COLD_GUARD: {
@@ -276,7 +276,7 @@ static void emit_cold(struct trans *t)
             else
                 e_r_abs(e, 1, 0x33, H_R14, x->tag_abs);
             e_mov_imm(e, H_R15, x->desc);
-            e_call(e, k->stub_try);
+            e_call(e, x->desc & BT_DESC_STACK ? k->stub_stack_try : k->stub_try);
             e_rr(e, 0, 0x85, H_R15, H_R15); /* test */
             e_jcc(e, CC_NE, x->rejoin);
             *over = (uint8_t)(e->p - over - 1);
