@@ -48,7 +48,8 @@ BASE = [HVX, "run", "--no-defaults", "--memory", "32M", "--device", "escape", "-
 
 def attempt(number, *more):
     rom = firmware("escape%d" % number, out8(0x5F0, number) + out8(0x501, 9) + HALT)
-    r = subprocess.run(BASE + [rom, "--name", "escape", *more], stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    r = subprocess.run(BASE + [rom, "--name", "escape", *more], stdin=subprocess.DEVNULL, capture_output=True,
+                       timeout=120)
     return r.returncode, r.stderr.decode("latin1")
 
 
@@ -109,7 +110,8 @@ vm = subprocess.Popen([*BASE, rom, "--name", "looked-at", "--disk", disk + ",if=
 up = vm.stdout.read(1)
 threads = status_of(vm.pid)
 check(up == b"!" and len(threads) >= 4, "a VM with a disk and two vCPUs has its threads", threads.keys())
-for field, want in (("NoNewPrivs", "1"), ("Seccomp", "2"), ("CapEff", "0" * 16), ("CapPrm", "0" * 16), ("CapInh", "0" * 16)):
+for field, want in (("NoNewPrivs", "1"), ("Seccomp", "2"), ("CapEff", "0" * 16), ("CapPrm", "0" * 16),
+                    ("CapInh", "0" * 16)):
     wrong = {t["Name"]: t[field] for t in threads.values() if t[field] != want}
     check(not wrong, f"{field} is {want} in every thread", wrong)
 for pid in children(vm.pid):

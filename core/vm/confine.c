@@ -180,7 +180,7 @@ static void warm_up(enum hvx_confine_profile profile)
 int hvx_confine_process(enum hvx_confine_profile profile, char *how, size_t how_size, struct hvx_error *err)
 {
     struct sigaction act = {.sa_sigaction = on_violation, .sa_flags = SA_SIGINFO | SA_ONSTACK};
-    int version = landlock_version(), r;
+    int version = landlock_version(), landlock_error = errno, r;
     sigset_t set;
 
     if (!planned)
@@ -199,14 +199,14 @@ int hvx_confine_process(enum hvx_confine_profile profile, char *how, size_t how_
     r = hvx_confine_load(profile);
     if (r < 0)
         return hvx_fail(err, r,
-                        "confinement: the kernel refuses the seccomp filter: %s. A VM without it is as dangerous as its "
-                        "guest; --no-confinement runs it all the same",
+                        "confinement: the kernel refuses the seccomp filter: %s. A VM without it is as dangerous "
+                        "as its guest; --no-confinement runs it all the same",
                         strerror(-r));
     atomic_store(&confined, true);
     if (how && version > 0)
         snprintf(how, how_size, "confined: seccomp, no capabilities, Landlock version %d", version);
     else if (how)
         snprintf(how, how_size, "confined: seccomp, no capabilities; this kernel has no Landlock (%s)",
-                 errno == EOPNOTSUPP ? "switched off" : "not built in");
+                 landlock_error == EOPNOTSUPP ? "switched off" : "not built in");
     return 0;
 }

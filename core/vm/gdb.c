@@ -372,7 +372,8 @@ static int listen_tcp(struct hvx_gdb *g, const char *text, struct hvx_error *err
     if (e)
         return hvx_fail(err, -e, "--gdb %s: cannot listen: %s. Another port?", text, strerror(e));
     if (getsockname(g->listen_fd, (struct sockaddr *)&a, &n) < 0 ||
-        getnameinfo((struct sockaddr *)&a, n, name, sizeof(name), number, sizeof(number), NI_NUMERICHOST | NI_NUMERICSERV))
+        getnameinfo((struct sockaddr *)&a, n, name, sizeof(name), number, sizeof(number),
+                    NI_NUMERICHOST | NI_NUMERICSERV))
         return hvx_fail(err, -EIO, "--gdb %s: cannot tell the port", text);
     snprintf(g->where, sizeof(g->where), "%s port %s: target remote %s%s%s:%s", name, number,
              strchr(name, ':') ? "[" : "", name, strchr(name, ':') ? "]" : "", number);

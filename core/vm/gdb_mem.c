@@ -40,7 +40,8 @@ static bool walk64(const struct hvx_vcpu_regs *r, uint64_t lin, unsigned levels,
     uint64_t table = levels == 3 ? r->cr3 & 0xffffffe0u : r->cr3 & FRAME, e;
 
     for (unsigned level = levels; level >= 1; level--) {
-        unsigned shift = 12 + 9 * (level - 1), index = (unsigned)(lin >> shift) & (levels == 3 && level == 3 ? 3 : 0x1ff);
+        unsigned shift = 12 + 9 * (level - 1), mask = levels == 3 && level == 3 ? 3 : 0x1ff;
+        unsigned index = (unsigned)(lin >> shift) & mask;
         if (read(o, table + index * 8, &e, 8) < 0 || !(e & PRESENT))
             return false;
         if (level == 1 || ((e & LARGE) && (level == 2 || (level == 3 && levels > 3)))) {

@@ -244,8 +244,8 @@ bool hvx_gdb_reg_set(bool wide, unsigned number, struct hvx_vcpu_regs *r, const 
 
 /* --- the description ------------------------------------------------------------------------ */
 
-static const char *const flag_bits[] = {"CF", NULL, "PF", NULL, "AF", NULL, "ZF", "SF", "TF", "IF", "DF", "OF", NULL, NULL,
-                                        "NT", NULL, "RF", "VM", "AC", "VIF", "VIP", "ID"};
+static const char *const flag_bits[] = {"CF", NULL, "PF", NULL, "AF", NULL, "ZF", "SF", "TF", "IF", "DF", "OF", NULL,
+                                        NULL, "NT", NULL, "RF", "VM", "AC", "VIF", "VIP", "ID"};
 static const char *const mxcsr_bits[] = {"IE", "DE", "ZE", "OE", "UE", "PE", "DAZ", "IM", "DM", "ZM", "OM", "UM", "PM",
                                          NULL, NULL, "FZ"};
 
@@ -282,7 +282,8 @@ static void add_feature(struct text *t, bool wide, const char *name, unsigned *i
     if (!strcmp(name, "org.gnu.gdb.i386.core"))
         add_flags(t, "i386_eflags", flag_bits, N(flag_bits));
     if (!strcmp(name, "org.gnu.gdb.i386.sse")) {
-        add(t, "<vector id=\"v4f\" type=\"ieee_single\" count=\"4\"/><vector id=\"v2d\" type=\"ieee_double\" count=\"2\"/>"
+        add(t, "<vector id=\"v4f\" type=\"ieee_single\" count=\"4\"/>"
+               "<vector id=\"v2d\" type=\"ieee_double\" count=\"2\"/>"
                "<vector id=\"v16i8\" type=\"int8\" count=\"16\"/><vector id=\"v8i16\" type=\"int16\" count=\"8\"/>"
                "<vector id=\"v4i32\" type=\"int32\" count=\"4\"/><vector id=\"v2i64\" type=\"int64\" count=\"2\"/>"
                "<union id=\"vec128\"><field name=\"v4_float\" type=\"v4f\"/><field name=\"v2_double\" type=\"v2d\"/>"

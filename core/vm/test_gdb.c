@@ -35,7 +35,10 @@ static bool set_regs(void *o, unsigned thread, const struct hvx_vcpu_regs *r)
     memcpy(&vm.regs[thread], r, sizeof(*r));
     return true;
 }
-static bool in_ram(uint64_t lin, size_t n) { return lin >= 0x1000 && n <= sizeof(vm.ram) && lin - 0x1000 <= sizeof(vm.ram) - n; }
+static bool in_ram(uint64_t lin, size_t n)
+{
+    return lin >= 0x1000 && n <= sizeof(vm.ram) && lin - 0x1000 <= sizeof(vm.ram) - n;
+}
 static bool read_memory(void *o, unsigned thread, uint64_t lin, void *buf, size_t n)
 {
     (void)o, (void)thread;

@@ -848,7 +848,7 @@ static void f_undefined(struct test *t)
     } else if (k == 15) {
         e8(t, 0x8e), reg_reg(t, 1, rnd(t)); /* mov cs */
     } else {
-        eo(t, 0x0fc7), reg_reg(t, one_in(t, 2) ? 0 : 1, rnd(t));
+        eo(t, 0x0fc7), reg_reg(t, 1, rnd(t)); /* /0 hangs QEMU now and then */
     }
 }
 static void f_too_long(struct test *t)
