@@ -27,12 +27,12 @@
 
 #define BT_MAX_INSNS 64
 #define BT_MAX_BRANCHES 4 /* conditional ones that a block goes on after */
-#define BT_HOT_BYTES (24u << 20)
-#define BT_COLD_BYTES (24u << 20)
-#define BT_MAX_BLOCKS (256u * 1024)
-#define BT_MAX_EXITS (640u * 1024)
-#define BT_MAX_MAP (4u * 1024 * 1024)
-#define BT_HASH_BITS 18
+/* Hot and cold code: room for some 300,000 blocks, a compiler and a kernel. All vCPUs' share the low 2 GiB. */
+#define BT_CODE_BYTES(vcpus) ((vcpus) <= 8 ? 40u << 20 : 20u << 20)
+#define BT_MAX_BLOCKS (512u * 1024)
+#define BT_MAX_EXITS (3u * 1024 * 1024)
+#define BT_MAX_MAP (12u * 1024 * 1024)
+#define BT_HASH_BITS 19
 #define BT_XPAGE_MAX 65536u
 #define BT_TOUCHED_MAX 65536u
 

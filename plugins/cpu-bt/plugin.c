@@ -254,8 +254,8 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     struct bt_vm *vm = (struct bt_vm *)e;
     size_t o_cache = up(sizeof(struct bt_vcpu)), o_tlb = o_cache + up(sizeof(struct bt_cache));
     size_t n_tlb = up(BT_TLB_SIZE * sizeof(struct bt_tlb_entry)), n_jc = up(BT_JC_SIZE * 4);
-    size_t o_jc = o_tlb + 2 * n_tlb, o_win = o_jc + 2 * n_jc, o_stubs = o_win + 4 * 4096, o_hot = o_stubs + 16384, o_cold = o_hot + BT_HOT_BYTES;
-    size_t total = o_cold + BT_COLD_BYTES;
+    size_t o_jc = o_tlb + 2 * n_tlb, o_win = o_jc + 2 * n_jc, o_stubs = o_win + 4 * 4096, o_hot = o_stubs + 16384;
+    size_t o_cold = o_hot + BT_CODE_BYTES(vm->n_vcpus), total = o_cold + BT_CODE_BYTES(vm->n_vcpus);
     uint8_t *r = mmap(NULL, total, PROT_READ | PROT_WRITE | PROT_EXEC,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT | MAP_NORESERVE, -1, 0);
     if (r == MAP_FAILED)
