@@ -211,6 +211,19 @@ void bt_jc_flush(struct bt_vcpu *c, unsigned t)
         k->code_filter[t][i] = 0;
 }
 
+/* Targets in a page lie side by side; a block may reach into it from the page before. */
+void bt_jc_drop_page(struct bt_vcpu *c, unsigned t, uint64_t lin)
+{
+    struct bt_cache *k = c->cache;
+    uint64_t rip = (lin & ~0xfffull) - k->jc_cs_base[t];
+    for (uint64_t r = rip - 16; r != rip + 4096; r++)
+        c->jc[t][bt_jc_index(r)] = k->stub_jc_miss[t];
+    for (uint32_t i = 0; t && i < k->n_straddle; i++)
+        exit_unchain(c, k->straddle[i]);
+    if (t)
+        k->n_straddle = 0;
+}
+
 /* --- dropping ------------------------------------------------------------------ */
 void bt_block_drop(struct bt_vcpu *c, struct bt_block *b)
 {

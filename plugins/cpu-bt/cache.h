@@ -138,6 +138,7 @@ void bt_jc_set(struct bt_vcpu *c, unsigned t, uint64_t rip, struct bt_block *b);
 /* What runs under table t may be mapped in another way from now on: the one
  * place that every such change of mappings goes through. */
 void bt_jc_flush(struct bt_vcpu *c, unsigned t);
+void bt_jc_drop_page(struct bt_vcpu *c, unsigned t, uint64_t lin);
 static inline uint32_t bt_code_filter_hash(uint64_t lin) { return (uint32_t)(lin >> 12) * 0x9e3779b1u >> 20; }
 /* space.c: a program's block goes; all blocks go. */
 void bt_spaces_drop_block(struct bt_vcpu *c, uint64_t lin);
