@@ -88,8 +88,8 @@ static void without_a_file_all_are_enabled(void **state)
     struct hvx_error err;
     assert_int_equal(load(NULL, &conf, &reg, &err), 0);
     assert_null(hvx_conf_path(conf));
-    assert_non_null(hvx_registry_plugin(reg, 2));
-    assert_null(hvx_registry_plugin(reg, 3));
+    assert_non_null(hvx_registry_plugin(reg, 3)); /* two engines and two device plugins */
+    assert_null(hvx_registry_plugin(reg, 4));
     assert_true(hvx_registry_find(reg, "dev-sample")->ready);
     assert_non_null(hvx_registry_device(reg, "sample"));
     assert_null(hvx_registry_device(reg, "simple"));

@@ -14,7 +14,7 @@ cpu_bt_sysops_sources = op.c op.h sys.h seg.c op_seg.c op_far.c deliver.c op_ire
 check_PROGRAMS += test_sysops
 test_sysops_SOURCES = test_sysops.c test_sysops.h test_sysops_transfers.c test_sysops_machine.c test_sysops_data.c \
 	$(cpu_bt_sysops_sources)
-test_sysops_CFLAGS = $(AM_CFLAGS) -mgeneral-regs-only -fno-tree-loop-distribute-patterns
+test_sysops_CFLAGS = $(AM_CFLAGS) -mgeneral-regs-only $(NO_LIBC_LOOPS)
 test_sysops_LDADD = $(CMOCKA_LIBS)
 
 # Instruction forms against the host CPU; `difftest/difftest --help` for more.
