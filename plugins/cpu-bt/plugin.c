@@ -223,6 +223,8 @@ void bt_vcpu_init(struct bt_vcpu *c, bool init)
         bt_cache_flush(c);
 }
 
+#define HUGE_PAGE ((size_t)2 << 20)
+
 static size_t up(size_t n) { return (n + 4095) & ~(size_t)4095; }
 
 static void vcpu_destroy(struct hvx_vcpu *v)
@@ -246,7 +248,26 @@ static void vcpu_destroy(struct hvx_vcpu *v)
 static void *reserve(size_t n)
 {
     void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return p == MAP_FAILED ? NULL : p;
+    if (p == MAP_FAILED)
+        return NULL;
+    (void)madvise(p, n, MADV_HUGEPAGE);
+    return p;
+}
+
+/* Below 2 GiB and in huge pages: translations are large and jumped about in, and the host's TLBs are small. */
+static uint8_t *region_map(size_t n)
+{
+    uint8_t *p = mmap(NULL, n + HUGE_PAGE, PROT_READ | PROT_WRITE | PROT_EXEC,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    uint8_t *r = (uint8_t *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+    if (r > p)
+        munmap(p, (size_t)(r - p));
+    if (r + n < p + n + HUGE_PAGE)
+        munmap(r + n, (size_t)(p + HUGE_PAGE - r));
+    (void)madvise(r, n, MADV_HUGEPAGE); /* a wish */
+    return r;
 }
 
 static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu **out, struct hvx_error *err)
@@ -254,11 +275,11 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     struct bt_vm *vm = (struct bt_vm *)e;
     size_t o_cache = up(sizeof(struct bt_vcpu)), o_tlb = o_cache + up(sizeof(struct bt_cache));
     size_t n_tlb = up(BT_TLB_SIZE * sizeof(struct bt_tlb_entry)), n_jc = up(BT_JC_SIZE * 4);
-    size_t o_jc = o_tlb + 2 * n_tlb, o_win = o_jc + 2 * n_jc, o_stubs = o_win + 4 * 4096, o_hot = o_stubs + 16384;
-    size_t o_cold = o_hot + BT_CODE_BYTES(vm->n_vcpus), total = o_cold + BT_CODE_BYTES(vm->n_vcpus);
-    uint8_t *r = mmap(NULL, total, PROT_READ | PROT_WRITE | PROT_EXEC,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT | MAP_NORESERVE, -1, 0);
-    if (r == MAP_FAILED)
+    size_t o_jc = o_tlb + 2 * n_tlb, o_stubs = o_jc + 2 * n_jc, o_hot = o_stubs + 16384;
+    size_t o_cold = o_hot + BT_CODE_BYTES(vm->n_vcpus), o_win = up(o_cold + BT_CODE_BYTES(vm->n_vcpus));
+    size_t total = o_win + 4 * 4096;
+    uint8_t *r = region_map(total);
+    if (!r)
         return hvx_fail(err, -ENOMEM, "cpu-bt: no room for vCPU %u's %zu MiB of translations below 2 GiB; use fewer vCPUs",
                         index, total >> 20);
     struct bt_vcpu *c = (struct bt_vcpu *)r;
@@ -284,7 +305,7 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     k->hot = k->hot_p = r + o_hot;
     k->hot_end = r + o_cold;
     k->cold = k->cold_p = r + o_cold;
-    k->cold_end = r + total;
+    k->cold_end = r + o_win;
     k->max_pages = 65536;
     k->n_pages = 1;
     k->blocks = reserve(BT_MAX_BLOCKS * sizeof(struct bt_block));
