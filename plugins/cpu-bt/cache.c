@@ -70,8 +70,12 @@ void bt_codepage_mark(struct bt_vcpu *c, uint64_t pa, unsigned len)
     if (!p)
         return;
     unsigned first = (unsigned)(pa & 0xfff), last = first + len - 1;
-    for (unsigned i = first; i <= last; i++)
-        atomic_fetch_or_explicit(&p->bytes[i >> 6], 1ull << (i & 63), memory_order_relaxed);
+    for (unsigned w = first >> 6; w <= last >> 6; w++) {
+        unsigned lo = w == first >> 6 ? first & 63 : 0, hi = w == last >> 6 ? last & 63 : 63;
+        uint64_t bits = (~0ull >> (63 - hi)) & (~0ull << lo);
+        if ((atomic_load_explicit(&p->bytes[w], memory_order_relaxed) & bits) != bits)
+            atomic_fetch_or_explicit(&p->bytes[w], bits, memory_order_relaxed);
+    }
     page_mark(c, pa);
 }
 

@@ -181,9 +181,8 @@ static bool constant_step(const struct insn *x, unsigned g, int64_t *step)
 
 static void writes(struct trans *t, const struct insn *x)
 {
-    for (unsigned g = 0; g < 16; g++) {
-        if (!(x->gpr_wr >> g & 1))
-            continue;
+    for (uint32_t regs = x->gpr_wr; regs && t->n_groups; regs &= regs - 1) {
+        unsigned g = (unsigned)__builtin_ctz(regs);
         int64_t step;
         bool constant = constant_step(x, g, &step) && step < DISP_MAX && step > -DISP_MAX;
         for (unsigned i = 0; i < t->n_groups; i++) {
