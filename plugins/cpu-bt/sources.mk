@@ -19,7 +19,8 @@ test_sysops_LDADD = $(CMOCKA_LIBS)
 
 # Instruction forms against the host CPU; `difftest/difftest --help` for more.
 check_PROGRAMS += difftest/difftest
-difftest_difftest_SOURCES = difftest/main.c difftest/forms.c difftest/states.c difftest/program.c difftest/native.c difftest/guest.c \
+difftest_difftest_SOURCES = difftest/main.c difftest/forms.c difftest/states.c difftest/program.c difftest/program_emit.c \
+	difftest/program_plain.c difftest/program_flow.c difftest/program_gen.h difftest/native.c difftest/guest.c \
 	difftest/driver.S difftest/difftest.h difftest/program.h difftest/layout.h
 EXTRA_DIST += difftest/seeds
 difftest_difftest_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS)
@@ -27,14 +28,16 @@ difftest_difftest_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS)
 # System instructions in every mode under HVX and QEMU: one kernel, compared case by case.
 SYSTEM_FLAGS = -m32 -std=gnu11 -O1 -Wall -Wextra -ffreestanding -nostdlib -fno-pic -fno-pie -fno-stack-protector \
 	-fno-asynchronous-unwind-tables -mgeneral-regs-only -fcf-protection=none
-system_sources = difftest/system/entry.S difftest/system/case.c difftest/system/forms.c difftest/system/main.c
-difftest/system.elf: $(system_sources) difftest/system/system.h difftest/system/kernel.ld
+system_sources = difftest/system/entry.S difftest/system/case.c difftest/system/encode.c difftest/system/forms.c \
+	difftest/system/forms_system.c difftest/system/forms_flow.c difftest/system/forms_data.c difftest/system/main.c
+system_headers = difftest/system/system.h difftest/system/forms.h difftest/system/kernel.ld
+difftest/system.elf: $(system_sources) $(system_headers)
 	$(AM_V_GEN)$(MKDIR_P) difftest && $(CC) $(SYSTEM_FLAGS) -Wl,-m,elf_i386,--build-id=none,--no-warn-rwx-segments -static \
 	    -T $(srcdir)/difftest/system/kernel.ld -o $@ $(addprefix $(srcdir)/,$(system_sources))
 CLEANFILES += difftest/system.elf
 check_DATA = difftest/system.elf
 dist_check_SCRIPTS += difftest/system.py
-EXTRA_DIST += $(system_sources) difftest/system/system.h difftest/system/kernel.ld difftest/system/EXCLUSIONS difftest/system.seeds
+EXTRA_DIST += $(system_sources) $(system_headers) difftest/system/EXCLUSIONS difftest/system.seeds
 
 # More than two million cases, ten minutes. SEED=N for others.
 SEED = 1
