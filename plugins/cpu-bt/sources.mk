@@ -32,12 +32,13 @@ difftest/system.elf: $(system_sources) difftest/system/system.h difftest/system/
 	$(AM_V_GEN)$(MKDIR_P) difftest && $(CC) $(SYSTEM_FLAGS) -Wl,-m,elf_i386,--build-id=none,--no-warn-rwx-segments -static \
 	    -T $(srcdir)/difftest/system/kernel.ld -o $@ $(addprefix $(srcdir)/,$(system_sources))
 CLEANFILES += difftest/system.elf
-dist_noinst_SCRIPTS = difftest/system.py
-EXTRA_DIST += $(system_sources) difftest/system/system.h difftest/system/kernel.ld
+check_DATA = difftest/system.elf
+dist_check_SCRIPTS += difftest/system.py
+EXTRA_DIST += $(system_sources) difftest/system/system.h difftest/system/kernel.ld difftest/system/EXCLUSIONS difftest/system.seeds
 
-# A million cases and more, minutes. SEED=N for others.
+# More than two million cases, ten minutes. SEED=N for others.
 SEED = 1
 difftest-long: difftest/difftest difftest/system.elf
-	difftest/difftest --seed $(SEED) --cases 48 --sequences 40000 --seeds $(srcdir)/difftest/seeds
-	$(srcdir)/difftest/system.py --seed $(SEED) --cases 200000
+	difftest/difftest --seed $(SEED) --cases 48 --sequences 40000 --programs 40000 --seeds $(srcdir)/difftest/seeds
+	python3 $(srcdir)/difftest/system.py --seed $(SEED) --cases 400000
 .PHONY: difftest-long

@@ -70,8 +70,21 @@ static void batch_begin(void)
     code_at = CODE;
 }
 
+/* A LOCK prefix where none is allowed: #UD, before anything else is looked at. */
+static void lock_wrongly(struct instance *in)
+{
+    for (unsigned i = 0; i < in->insn.operand_count; i++)
+        if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].mem.base == ZYDIS_REGISTER_RIP)
+            return; /* its address would be another */
+    if (in->len >= 15 || (in->insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) ||
+        ((in->insn.attributes & ZYDIS_ATTRIB_ACCEPTS_LOCK) && in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY))
+        return;
+    memmove(in->bytes + 1, in->bytes, in->len++);
+    in->bytes[0] = 0xf0;
+}
+
 /* The instruction, a jump for those that fall through, a jump for branches. */
-static struct instance *add_instance(struct form *f, struct rng *r)
+static struct instance *add_instance(struct form *f, struct rng *r, bool lock)
 {
     struct instance *in = &instances[n_instances];
     /* Every fourth one lies across a page border. */
@@ -79,6 +92,8 @@ static struct instance *add_instance(struct form *f, struct rng *r)
         code_at = (code_at | 0xfff) - rnd_below(r, 14);
     if (!form_instance(f, r, code_at, in))
         return NULL;
+    if (lock)
+        lock_wrongly(in);
     uint8_t *p = native_backend.at(&native_backend, code_at);
     memcpy(p, in->bytes, in->len);
     put_jump(p + in->len, code_at + in->len, DRIVER_AT(driver_save));
@@ -134,6 +149,7 @@ static unsigned add_sequence(struct form *forms, size_t n_forms, unsigned number
 }
 
 static struct form program_form;
+static bool replaying; /* a seed kept: what showed a difference, not another prefix */
 
 static unsigned add_program(struct form *forms, size_t n_forms, unsigned number)
 {
@@ -152,7 +168,9 @@ static unsigned add_program(struct form *forms, size_t n_forms, unsigned number)
 static unsigned add_cases(struct form *f, unsigned group, unsigned want)
 {
     struct rng r = {.s = opt.seed ^ hash_name(f->name) ^ group * 0x632be59bd9b4e019ull};
-    struct instance *in = add_instance(f, &r);
+    /* Group 0 tells whether the host knows the form. */
+    struct rng r2 = {.s = r.s ^ 0x10c};
+    struct instance *in = add_instance(f, &r, group && !replaying && rnd_one_in(&r2, 6));
     unsigned n = 0;
     if (!in)
         return 0;
@@ -507,6 +525,7 @@ static int replay_line(const char *line, struct form *forms, size_t n, struct ba
 
     if (sscanf(line, "%llu %n", &seed, &used) != 1)
         return 0;
+    replaying = true;
     opt.seed = seed;
     if (sscanf(line + used, "sequence %u", &number) == 1) {
         batch_begin();
@@ -524,6 +543,7 @@ static int replay_line(const char *line, struct form *forms, size_t n, struct ba
         rc = run_all(forms, n, other);
     }
     opt = saved;
+    replaying = false;
     return rc;
 }
 

@@ -90,6 +90,8 @@ static void data_descriptor(struct test *t, uint8_t *table, unsigned sel, unsign
 static void random_descriptor(struct test *t, uint8_t *table, unsigned sel)
 {
     unsigned k = below(t, 16), p = dpl_present(t);
+    if (table == ldt && (k == 13 || k == 15)) /* a TSS in the LDT is #GP (SDM volume 3, 7.2.2), #TS in QEMU */
+        k = 12;
     uint8_t *d = table + (sel & ~7u);
     static const uint16_t targets[] = {SEL_CODE_0, SEL_CODE_0, SEL_CODE_3, SEL_LONG_3, SEL_DATA_0, 0, SEL_RANDOM, SEL_RANDOM + 8, 0xfff8};
     unsigned target = targets[below(t, 9)] | below(t, 4);
@@ -120,7 +122,7 @@ uint32_t any_selector(struct test *t)
         return segs[below(t, 6)];
     }
     switch (below(t, 12)) {
-    case 0: return below(t, 4);
+    case 0: return t->lm && !t->cpl ? 0 : below(t, 4); /* QEMU loads SS with null of another RPL */
     case 1: return (N_GDT + below(t, 40)) * 8 + below(t, 8);
     case 2: case 3: return below(t, 9) * 8 + 4 + below(t, 4);
     case 4: return (SEL_DATA_0 + below(t, 4) * 8) | below(t, 4);
@@ -170,7 +172,7 @@ static void build_tss(struct test *t)
     v[21] = one_in(t, 2) ? SEL_DATA_3 : any_selector(t);
     v[22] = v[23] = SEL_DATA_3;
     v[24] = one_in(t, 4) ? any_selector(t) : SEL_LDT;
-    v[25] = one_in(t, 8) ? 0x680001 : 0x680000;
+    v[25] = 0x680000; /* no T: QEMU has no such trap */
     v[1] = top, v[2] = SEL_DATA;
     if (one_in(t, 8))
         v[18 + below(t, 6)] = any_selector(t);
@@ -197,7 +199,7 @@ static void build_tables(struct test *t)
     if (one_in(t, 2))
         data_descriptor(t, gdt, SEL_DATA_0, 0x92 | (one_in(t, 8) ? 4 : 0) | (one_in(t, 2) ? B32 : 0));
     else
-        descriptor(gdt, SEL_DATA_0, t->area, 0xffff, 0x92);
+        descriptor(gdt, SEL_DATA_0, t->area, 0x1ffff, 0x92);
     descriptor(gdt, SEL_DATA_3, t->area, 0x1ffff, 0xf2);
     for (unsigned sel = SEL_RANDOM; sel < N_GDT * 8; sel += 8)
         random_descriptor(t, gdt, sel);
@@ -214,7 +216,9 @@ static void build_idt(struct test *t)
         unsigned dpl = odd ? below(t, 4) : v == 3 || v == 4 || v == 5 ? 3 : one_in(t, 4) ? 3 : 0;
         unsigned type = odd && one_in(t, 8) ? below(t, 16) : one_in(t, 2) ? 14 : 15;
         unsigned attr = type | dpl << 5 | (odd && one_in(t, 8) ? 0 : 0x80);
-        unsigned sel = odd && one_in(t, 4) ? any_selector(t) : SEL_CODE;
+        /* In compatibility mode a gate to CPL 3 would push where ESP has the monitor's upper
+         * half, as the user; QEMU pushes as the supervisor. */
+        unsigned sel = odd && one_in(t, 4) && !(t->lm && t->bits != 64) ? any_selector(t) : SEL_CODE;
         if (t->lm) {
             gate(idt + v * 16, sel == SEL_CODE ? SEL_LONG : sel, (uint32_t)stubs64 + v * 16, attr, v == 8);
         } else {
@@ -435,6 +439,8 @@ static void registers(struct test *t)
 static void memory(struct test *t)
 {
     static const uint32_t windows[] = {0, 0xfc0, 0x1fc0, 0x7fc0, 0xff80};
+    memset((void *)STACK, 0, 0x10000); /* nothing of an earlier case */
+    memset((void *)AREA, 0, 0x11000);
     for (unsigned k = 0; k < 5; k++)
         for (unsigned i = 0; i < 0x80; i += 4) {
             *(uint32_t *)(AREA + windows[k] + i) = rnd(t);
@@ -463,11 +469,13 @@ void case_begin(struct test *t)
     memory(t);
     s->kind = t->lm ? KIND_LONG : !t->pe ? KIND_REAL : t->vm86 ? KIND_VM86 : t->cpl ? KIND_OUTER : KIND_PM;
     t->code_at = one_in(t, 4) ? 0x1000 - below(t, 12) : 0x100 + below(t, 16);
+    if (t->form->early && t->cpl && t->paging)
+        t->code_at = 0x100 + t->code_at % 16;
     t->code = (uint8_t *)CODE + t->code_at;
     s->eip = t->code_at;
     s->eip16 = (uint16_t)t->code_at;
     s->rip = t->code_at + (t->bits == 64 ? CODE : 0);
-    t->compare_after = false;
+    t->compare_after = t->pusha = false;
 }
 
 void case_finish(struct test *t)

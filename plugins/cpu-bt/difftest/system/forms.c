@@ -49,10 +49,10 @@ static void prefix67(struct test *t)
     t->prefix67 = 1;
     for (unsigned i = 3; i < 8 && t->bits == 16; i++) /* not beyond limits, which QEMU does not check */
         if (i != 4)
-            state_in.gpr[i] = (state_in.gpr[i] & 0xffff) | 64;
+            state_in.gpr[i] = (state_in.gpr[i] & 0x7fff) | 64;
 }
 /* Only where the form may be locked: QEMU ignores most other LOCK prefixes, which the
- * user forms try on the host. */
+ * host part tries (lock_wrongly() in ../main.c). */
 static void lock(struct test *t, unsigned n)
 {
     if (t->form->rmw && n <= 3 && one_in(t, n))
@@ -138,6 +138,14 @@ static void rm_value(struct test *t, unsigned reg, unsigned v)
     }
 }
 
+/* STI holds interrupts off for one instruction, not the trap of TF (SDM volume 3, 6.8.3 and
+ * 17.3.1.4 know only MOV SS and POP SS); QEMU holds both off. */
+static void no_trap(struct test *t)
+{
+    (void)t;
+    state_in.eflags &= ~0x100u;
+}
+
 /* --- segments ------------------------------------------------------------------------- */
 
 static void f_mov_sreg(struct test *t)
@@ -152,7 +160,7 @@ static void f_mov_sreg(struct test *t)
 static void f_sreg_use(struct test *t)
 {
     static const uint8_t over[] = {0x26, 0, 0x36, 0x3e, 0x64, 0x65};
-    unsigned s = (unsigned[]){0, 3, 4, 5}[below(t, 4)], r;
+    unsigned s = t->bits == 64 ? 4 + below(t, 2) : (unsigned[]){0, 3, 4, 5}[below(t, 4)], r; /* see segment_prefix() */
     do
         r = any_reg(t);
     while (r == 3 || r == 5 || r == 6 || r == 7);
@@ -161,6 +169,10 @@ static void f_sreg_use(struct test *t)
     set(r, sel);
     e8(t, 0x8e);
     reg_reg(t, s, r);
+    if (t->bits == 64 && s >= 4) /* the descriptor's base counts: pointers without one, not into devices */
+        for (unsigned i = 3; i < 8; i++)
+            if (i != 4)
+                state_in.gpr[i] -= t->area;
     /* QEMU checks neither null nor type at the access. */
     bool usable = !t->pe || t->vm86 || t->bits == 64 || (sel > 3 && (d[5] & 0x1a) == 0x12);
     for (unsigned i = usable ? 1 + below(t, 2) : 0; i--;) {
@@ -208,6 +220,8 @@ static void f_load_far(struct test *t)
     prefixes(t);
     lock(t, 40);
     eo(t, ops[k]);
+    if (k == 2) /* LSS holds nothing off; in QEMU it does, like MOV SS */
+        no_trap(t);
     if (one_in(t, 16) && k >= 2) {
         reg_reg(t, any_reg(t), any_reg(t)); /* #UD */
         return;
@@ -227,8 +241,13 @@ static void f_descriptor_ops(struct test *t) /* sldt str lldt ltr verr verw */
     if ((k == 2 || k == 3) && (one_in(t, 2) || sel < 4)) /* QEMU loads TR with null */
         sel = k == 2 ? SEL_LDT : one_in(t, 2) ? SEL_TSS2 : SEL_TSS;
     eo(t, 0x0f00);
-    if (k < 2 && one_in(t, 2))
+    if (k < 2 && one_in(t, 2)) {
         memory(t, k);
+    } else if (k == 3) { /* never from a place that might hold null */
+        unsigned r = any_reg(t);
+        reg_reg(t, k, r);
+        set(r, sel);
+    }
     else
         rm_value(t, k, sel);
 }
@@ -281,9 +300,16 @@ static void f_load_table(struct test *t) /* lgdt lidt: the same tables, other li
         p = (struct table_pointer){(uint16_t)rnd(t), rnd(t)};
     if (!t->pe && k)
         p.limit = (uint16_t)(0xff + below(t, 0x300));
-    prefixes(t);
-    if (t->bits == 16 && !t->prefix66 && k == 0 && t->pe)
-        e8(t, 0x66), t->prefix66 = 1; /* else 24 bits of a base: fine, our tables are below 16 MiB */
+    /* What is loaded must be what was put there: no other segment, no odd base, no limit. */
+    for (unsigned i = 3; i < 8; i++)
+        if (i != 4)
+            state_in.gpr[i] = (t->bits == 64 ? t->area : 0) + 0x1000 + below(t, 48) - 24;
+    if (t->pe && !t->vm86)
+        state_in.ds = SEL_DATA_3 | 3;
+    else
+        state_in.ds = AREA >> 4;
+    prefix66(t);
+    prefix67(t);
     lock(t, 40);
     eo(t, 0x0f01);
     uint32_t off = memory(t, 2 + k);
@@ -314,7 +340,7 @@ static void f_mov_from_cr(struct test *t)
 static void f_mov_to_cr(struct test *t)
 {
     static const uint8_t crs[] = {0, 0, 0, 2, 3, 4, 4, 1, 6};
-    unsigned cr = crs[below(t, t->cpl ? 7 : 9)], r = any_reg(t);
+    unsigned cr = crs[below(t, t->cpl ? 7 : 9)], r = below(t, 3);
     uint64_t v = rnd(t);
     if (cr == 0) { /* PE and PG as they are, or together what must not be */
         v = state_in.cr0 ^ (one_in(t, 2) ? 1u << (unsigned[]){1, 2, 3, 5, 16, 30}[below(t, 6)] : 0);
@@ -327,7 +353,7 @@ static void f_mov_to_cr(struct test *t)
     } else if (cr == 4) {
         v = state_in.cr4 ^ 1u << (unsigned[]){2, 2, 2, 3, 4, 6, 7, 8, 9, 11, 16, 20, 2, 3, 6, 7}[below(t, 16)]; /* no reserved bits: QEMU takes them */
     }
-    if (t->bits == 64 && one_in(t, 12))
+    if (t->bits == 64 && cr == 2 && one_in(t, 4)) /* of the others they are reserved: QEMU takes them */
         v |= 1ull << (32 + below(t, 31));
     set(r, v);
     lock(t, 40);
@@ -426,6 +452,8 @@ static void f_flags(struct test *t)
     unsigned op = ops[below(t, 6)];
     prefix66(t);
     lock(t, 40);
+    if (op == 0xfb)
+        no_trap(t);
     if (op == 0x9d)
         poke_stack(t, 0, t->bits == 64 && !t->prefix66 ? 8 : opsize(t), rnd(t) & 0x24fed5 & ~(t->pe ? 0u : 0x100u)); /* neither VIF nor VIP, which QEMU leaves out */
     e8(t, op);
@@ -465,8 +493,8 @@ static uint32_t code_offset(struct test *t, unsigned sel)
     uint32_t off = 0x800 + below(t, 64) * 2;
     if (t->pe && !t->vm86 && t->lm && index < N_GDT && !(sel & 4) && (gdt[index * 8 + 6] & 0x20))
         off += CODE; /* long code segments are flat */
-    if (one_in(t, 16)) /* in real mode QEMU has no limit */
-        off = one_in(t, 2) && t->pe && !t->vm86 ? 0x10000 + below(t, 64) : 0xfff8;
+    if (one_in(t, 16) && (!t->pe || t->vm86)) /* no farther: QEMU has no limit, or another error code */
+        off = 0xfff8 - (sel * 16 - CODE);
     return off;
 }
 static unsigned code_selector(struct test *t)
@@ -510,7 +538,7 @@ static void f_far_memory(struct test *t)
         reg_reg(t, 3 + 2 * below(t, 2), any_reg(t));
         return;
     }
-    uint32_t at = memory(t, one_in(t, 2) ? 3 : 5);
+    uint32_t at = memory(t, one_in(t, 2) && (t->bits != 64 || w) ? 3 : 5); /* call: QEMU takes SP for RSP */
     n = w ? 8 : opsize(t);
     memcpy(p, &off, n);
     memcpy(p + n, &sel, 2);
@@ -613,7 +641,7 @@ static void f_syscall(struct test *t)
         uint32_t at = CODE + 0x800 + below(t, 16) * 2;
         set(1, k == 1 ? at : STACK + 0x1000);
         set(2, k == 3 ? at : rnd(t));
-        set(11, rnd(t) & 0x3c7ed5);
+        set(11, rnd(t) & 0x247ed5); /* neither VIF nor VIP, as above */
         rexw(t, 2);
     }
     eo(t, ops[k]);
@@ -685,12 +713,13 @@ static void f_moffs(struct test *t)
 static void f_alu(struct test *t)
 {
     unsigned op = below(t, 8) << 3, kind = below(t, 4);
+    bool reg = one_in(t, 4);
     prefixes(t);
-    if (kind < 2) /* to a register it is #UD, but after the access in QEMU */
+    if (kind < 2 && !reg) /* to a register it is #UD: QEMU executes some */
         lock(t, 3);
     rexw(t, 4);
     e8(t, op | kind);
-    if (one_in(t, 4))
+    if (reg)
         reg_reg(t, any_reg(t), any_reg(t));
     else
         memory(t, any_reg(t));
@@ -704,20 +733,23 @@ static void f_locked(struct test *t)
         reg = below(t, 2);
     if (k >= 8 && k <= 9)
         reg = 2 + below(t, 2);
-    if (k >= 10)
+    if (k >= 10) {
+        reg = below(t, 3); /* no pointer, as everywhere where limits could be left */
         set(reg, below(t, 64)), t->compare_after = true;
+    }
+    bool to_reg = k < 10 && one_in(t, 8);
     prefixes(t);
-    if (k != 13)
+    if (k != 13 && !to_reg)
         lock(t, 2);
     eo(t, ops[k]);
-    if (k < 10 && one_in(t, 8))
+    if (to_reg)
         reg_reg(t, reg, any_reg(t));
     else
         memory(t, reg);
 }
 static void f_bt_string(struct test *t)
 {
-    unsigned r = any_reg(t);
+    unsigned r = below(t, 3);
     prefixes(t);
     set(r, below(t, 0x200));
     eo(t, 0x0fa3 + 8 * below(t, 4));
@@ -735,13 +767,19 @@ static void f_cmpxchg8b(struct test *t)
 static void f_string(struct test *t)
 {
     static const uint8_t ops[] = {0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf};
+    unsigned op = ops[below(t, 10)];
+    bool rep = one_in(t, 2);
     prefixes(t);
-    if (one_in(t, 2))
+    if (rep)
         e8(t, one_in(t, 2) ? 0xf2 : 0xf3);
     lock(t, 40);
     rexw(t, 4);
     set(1, below(t, 20) | (addr_bits(t) == 16 ? rnd(t) << 16 : 0));
-    e8(t, ops[below(t, 10)]);
+    if ((uint32_t)(state_in.gpr[6] - t->area * (t->bits == 64)) < 0x100 || (uint32_t)(state_in.gpr[7] - t->area * (t->bits == 64)) < 0x100)
+        state_in.eflags &= ~0x400u; /* not down through 0, beyond limits */
+    /* A fault leaves the flags as they were before the first compare (SDM volume 2, REP); in QEMU the last one's. */
+    t->compare_after = rep && ((op & 0xfe) == 0xa6 || (op & 0xfe) == 0xae);
+    e8(t, op);
 }
 static void f_xlat(struct test *t)
 {
@@ -768,7 +806,7 @@ static void f_push_pop(struct test *t)
         break;
     case 4: e8(t, 0xff), memory(t, 6); break;
     case 5: e8(t, 0x8f), memory(t, 0); break;
-    default: e8(t, 0x60 + below(t, 2)); break;
+    default: t->pusha = true, e8(t, 0x60 + below(t, 2)); break;
     }
     if (k == 3 && t->bits == 64 && t->prefix66)
         t->code -= 2;
@@ -781,6 +819,8 @@ static void f_frame(struct test *t)
         e8(t, 0x66), t->prefix66 = 1;
     prefix67(t);
     set(5, (one_in(t, 2) ? state_in.gpr[4] : state_in.gpr[5]));
+    if (t->stack32)
+        state_in.gpr[5] = (state_in.gpr[5] & 0xffff) | 0x100; /* within limits, and room for a frame below */
     if (one_in(t, 2)) {
         e8(t, 0xc9);
     } else {
@@ -868,25 +908,28 @@ static void f_mov_ss_shadow(struct test *t) /* mov ss, then something that fault
         e8(t, 0x8e);
         reg_reg(t, 2, r);
     } else {
+        no_trap(t);
         e8(t, 0xfb);
     }
     f_mov(t);
 }
 
-#define F(name, modes, fn) {name, modes, fn, false, false, 0, 0}
-#define RMW(name, modes, fn) {name, modes, fn, false, true, 0, 0}
-#define PARTIAL(name, modes, fn) {name, modes, fn, false, true, 0, 0} /* QEMU has stored half when the other half faults */
-#define TASK(name, modes, fn) {name, modes, fn, true, false, 0, 0}
+#define F(name_, modes_, fn) {.name = name_, .modes = modes_, .make = fn}
+#define RMW(name_, modes_, fn) {.name = name_, .modes = modes_, .make = fn, .rmw = true}
+#define PARTIAL RMW /* QEMU has stored half when the other half faults */
+#define TASK(name_, modes_, fn) {.name = name_, .modes = modes_, .make = fn, .task = true}
+#define EARLY(name_, modes_, fn) {.name = name_, .modes = modes_, .make = fn, .early = true}
+#define FAR(name_, modes_, fn) {.name = name_, .modes = modes_, .make = fn, .task = true, .far = true}
 struct form forms[] = {
     F("mov sreg", MODES_ALL, f_mov_sreg), F("mov sreg, use", MODES_ALL, f_sreg_use), F("mov from sreg", MODES_ALL, f_mov_from_sreg),
     F("push sreg", MODES_ALL, f_push_sreg), F("pop sreg", MODES_ALL, f_pop_sreg), F("lds les lfs lgs lss", MODES_ALL, f_load_far),
-    F("sldt str lldt ltr verr verw", MODES_ALL, f_descriptor_ops), F("lar lsl", MODES_ALL, f_lar_lsl), F("arpl", MODES_NOT64, f_arpl),
-    PARTIAL("sgdt sidt smsw", MODES_ALL, f_store_table), F("lgdt lidt", MODES_ALL, f_load_table), F("lmsw", MODES_ALL, f_lmsw),
-    F("mov from cr", MODES_ALL, f_mov_from_cr), F("mov to cr", MODES_ALL, f_mov_to_cr), F("mov dr", MODES_ALL, f_mov_dr),
-    F("clts invd wbinvd hlt", MODES_ALL, f_clts_etc), F("invlpg", MODES_ALL, f_invlpg), F("rdmsr wrmsr", MODES_ALL, f_msr),
+    EARLY("sldt str lldt ltr verr verw", MODES_ALL, f_descriptor_ops), F("lar lsl", MODES_ALL, f_lar_lsl), F("arpl", MODES_NOT64, f_arpl),
+    PARTIAL("sgdt sidt smsw", MODES_ALL, f_store_table), EARLY("lgdt lidt", MODES_ALL, f_load_table), EARLY("lmsw", MODES_ALL, f_lmsw),
+    EARLY("mov from cr", MODES_ALL, f_mov_from_cr), EARLY("mov to cr", MODES_ALL, f_mov_to_cr), EARLY("mov dr", MODES_ALL, f_mov_dr),
+    EARLY("clts invd wbinvd hlt", MODES_ALL, f_clts_etc), EARLY("invlpg", MODES_ALL, f_invlpg), EARLY("rdmsr wrmsr", MODES_ALL, f_msr),
     F("rdfsbase..wrgsbase", MODES_ALL, f_fsgsbase), F("swapgs", MODES_ALL, f_swapgs), F("pushf popf cli sti", MODES_ALL, f_flags),
-    F("in out", MODES_ALL, f_in_out), F("ins outs", MODES_ALL, f_ins_outs), TASK("jmp call far", MODES_NOT64, f_far_direct),
-    TASK("jmp call far m", MODES_ALL, f_far_memory), F("ret far", MODES_ALL, f_ret_far), TASK("iret", MODES_ALL, f_iret),
+    EARLY("in out", MODES_ALL, f_in_out), EARLY("ins outs", MODES_ALL, f_ins_outs), FAR("jmp call far", MODES_NOT64, f_far_direct),
+    FAR("jmp call far m", MODES_ALL, f_far_memory), {.name = "ret far", .modes = MODES_ALL, .make = f_ret_far, .far = true}, FAR("iret", MODES_ALL, f_iret),
     TASK("int n int3 into", MODES_ALL, f_int), F("bound", MODES_NOT64, f_bound), TASK("task switch", MODES_PROT & ~MODES_LONG64, f_task),
     F("syscall sysret sysenter sysexit", MODES_ALL, f_syscall), F("jmp call ret near", MODES_ALL, f_near_odd),
     F("loop jcxz", MODES_ALL, f_loop), F("mov", MODES_ALL, f_mov), F("mov moffs", MODES_ALL, f_moffs), RMW("alu", MODES_ALL, f_alu),

@@ -172,6 +172,7 @@ struct test {
     uint32_t code_at;    /* offset in the code segment */
     unsigned prefix67, prefix66;
     bool compare_after;  /* flags that are undefined: something that defines them goes behind */
+    bool pusha;          /* pushes several words */
     const struct form *form;
 };
 struct form {
@@ -179,6 +180,8 @@ struct form {
     unsigned modes;
     void (*make)(struct test *);
     bool task; /* may switch tasks */
+    bool far; /* QEMU pushes and pops as the supervisor */
+    bool early; /* QEMU checks the privilege before it has fetched the whole instruction */
     bool rmw; /* reads and writes one operand */
     unsigned cases, faults;
 };
