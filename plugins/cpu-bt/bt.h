@@ -265,7 +265,7 @@ struct bt_vcpu {
 
     /* statistics, written by the owner */
     struct {
-        uint64_t blocks, retranslations, chains, dispatches, c_ops, tlb_miss[2], tlb_flush, tlb_flush_global, invlpg;
+        uint64_t blocks, retranslations, moved, chains, dispatches, c_ops, tlb_miss[2], tlb_flush, tlb_flush_global, invlpg;
         uint64_t slow_accesses, bounces, careful, mmio, pio, smc_invalidations, cache_flushes, exceptions, page_faults, interrupts;
         uint64_t kicks, unchains, halts, jc_miss, code_bytes, syscalls, cr3_loads, insns_translated, translate_cycles, sync_requests;
     } st;

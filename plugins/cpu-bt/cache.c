@@ -114,6 +114,8 @@ static void exit_patch_indirect(struct bt_exit *x, bool to_stub)
     }
 }
 
+void bt_exit_open(struct bt_exit *x) { exit_patch_indirect(x, false); }
+
 static void exit_unchain(struct bt_vcpu *c, uint32_t i)
 {
     struct bt_cache *k = c->cache;
@@ -406,6 +408,14 @@ bool bt_host_flags_in_slot(struct bt_vcpu *c, uint64_t host)
     return m && m->slot;
 }
 
+bool bt_cache_room(struct bt_vcpu *c)
+{
+    struct bt_cache *k = c->cache;
+    return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 &&
+           k->n_blocks + 2 < BT_MAX_BLOCKS && k->n_exits + 2 * BT_MAX_BRANCHES + 16 + 16 < BT_MAX_EXITS &&
+           k->n_map + BT_MAX_INSNS * 8 < BT_MAX_MAP && k->n_relocs + BT_MAX_RELOCS < BT_MAX_RELOCS_KEPT && k->n_pages + 4 < k->max_pages;
+}
+
 void bt_cache_flush(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
@@ -414,6 +424,9 @@ void bt_cache_flush(struct bt_vcpu *c)
     k->hot_p = k->hot;
     k->cold_p = k->cold;
     k->n_blocks = k->n_exits = k->n_map = 1;
+    k->n_relocs = 0;
+    for (unsigned i = 0; i < 1u << BT_PA_HASH_BITS; i++)
+        k->pa_hash[i] = 0;
     k->n_xpage = k->n_straddle = 0;
     k->n_kpage = 1;
     k->chain_exit = 0;

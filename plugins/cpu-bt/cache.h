@@ -33,6 +33,8 @@
 #define BT_MAX_EXITS (3u * 1024 * 1024)
 #define BT_MAX_MAP (12u * 1024 * 1024)
 #define BT_HASH_BITS 19
+#define BT_MAX_RELOCS_KEPT (12u * 1024 * 1024)
+#define BT_PA_HASH_BITS 18
 #define BT_XPAGE_MAX 65536u
 #define BT_TOUCHED_MAX 65536u
 
@@ -50,6 +52,12 @@ struct bt_block {
     uint16_t n_map, len;
     uint8_t n_exits, n_insns, dead, live_in;
     uint32_t unlinked;
+    uint32_t relocs, pa_next; /* what a copy elsewhere must put right, the next one that can be copied: relocate.c */
+    uint16_t n_relocs;
+};
+struct bt_kept_reloc {
+    uint16_t off;
+    uint8_t kind, cold;
 };
 enum { BT_EXIT_DIRECT, BT_EXIT_INDIRECT };
 struct bt_exit {
@@ -80,6 +88,9 @@ struct bt_cache {
     struct bt_block *blocks;
     struct bt_exit *exits;
     struct bt_map_entry *map;
+    struct bt_kept_reloc *relocs;
+    uint32_t pa_hash[1u << BT_PA_HASH_BITS]; /* blocks that can be copied */
+    uint32_t n_relocs;
     uint32_t n_blocks, n_exits, n_map; /* index 0 is never used */
     uint32_t hash[1u << BT_HASH_BITS];
     struct bt_codepage *pages;
@@ -134,6 +145,12 @@ bool bt_host_flags_in_slot(struct bt_vcpu *c, uint64_t host);
 struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create);
 /* The bytes [pa, pa+n) change: drop this vCPU's blocks over them; true when `current` was among them. */
 bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_block *current);
+void bt_exit_open(struct bt_exit *x); /* an indirect exit as it was made */
+bool bt_cache_room(struct bt_vcpu *c); /* for one more block */
+/* relocate.c: what a new block holds of its address; a copy of a block for other addresses, or NULL. */
+struct bt_relocs;
+void bt_relocs_keep(struct bt_vcpu *c, struct bt_block *b, const struct bt_relocs *r);
+struct bt_block *bt_block_moved(struct bt_vcpu *c, uint64_t pa, uint64_t rip, uint32_t mode);
 void bt_jc_set(struct bt_vcpu *c, unsigned t, uint64_t rip, struct bt_block *b);
 /* What runs under table t may be mapped in another way from now on: the one
  * place that every such change of mappings goes through. */

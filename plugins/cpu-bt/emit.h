@@ -15,10 +15,36 @@
 
 enum { H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11, H_R12, H_R13, H_R14, H_R15 };
 
+/* A field of a block that depends on where the block is, for the guest or the host: relocate.c. */
+enum bt_reloc_kind { BT_RELOC_REL32, BT_RELOC_RIP, BT_RELOC_EXIT, BT_RELOC_OP };
+struct bt_reloc {
+    uint32_t at; /* host address while the block is made, then from the start of its hot or cold code */
+    uint8_t kind, cold;
+};
+#define BT_MAX_RELOCS 1536u
+struct bt_relocs {
+    uint32_t n;
+    bool fixed; /* something in it cannot be moved */
+    struct bt_reloc r[BT_MAX_RELOCS];
+};
+
 struct bt_emit {
     uint8_t *p;
     uint8_t *end; /* callers check room for a whole instruction before they start */
+    struct bt_relocs *relocs; /* NULL: nobody will move it */
 };
+
+static inline void e_reloc(struct bt_emit *e, unsigned kind)
+{
+    struct bt_relocs *r = e->relocs;
+    if (!r)
+        return;
+    if (r->n == BT_MAX_RELOCS) {
+        r->fixed = true;
+        return;
+    }
+    r->r[r->n++] = (struct bt_reloc){(uint32_t)(uintptr_t)e->p, (uint8_t)kind, 0};
+}
 
 static inline void e8(struct bt_emit *e, unsigned v) { *e->p++ = (uint8_t)v; }
 static inline void e16(struct bt_emit *e, unsigned v) { memcpy(e->p, &(uint16_t){(uint16_t)v}, 2); e->p += 2; }
@@ -143,6 +169,20 @@ static inline void e_mov_imm(struct bt_emit *e, unsigned d, uint64_t v)
         e64(e, v);
     }
 }
+/* A constant that moves with the guest's RIP. */
+static inline void e_mov_rip(struct bt_emit *e, unsigned d, uint64_t v)
+{
+    if (e->relocs && (int64_t)v == (int32_t)v)
+        e->relocs->fixed = true; /* another length elsewhere */
+    if (e->relocs && v <= 0xffffffffu)
+        e->relocs->fixed = true;
+    e_mov_imm(e, d, v);
+    if (e->relocs && !e->relocs->fixed) {
+        e->p -= 8;
+        e_reloc(e, BT_RELOC_RIP);
+        e->p += 8;
+    }
+}
 /* 64-bit store of a constant to state; clobbers r15 when it does not fit */
 static inline void e_store_imm(struct bt_emit *e, const void *abs, uint64_t v)
 {
@@ -182,7 +222,7 @@ static inline void e_cmp_abs32(struct bt_emit *e, const void *abs, int8_t v)
     e_mod_abs(e, 7, e_abs(abs));
     e8(e, (uint8_t)v);
 }
-static inline void e_rel32(struct bt_emit *e, uint32_t target) { e32(e, target - (e_here(e) + 4)); }
+static inline void e_rel32(struct bt_emit *e, uint32_t target) { e_reloc(e, BT_RELOC_REL32); e32(e, target - (e_here(e) + 4)); }
 static inline void e_jmp(struct bt_emit *e, uint32_t target) { e8(e, 0xe9); e_rel32(e, target); }
 static inline void e_call(struct bt_emit *e, uint32_t target) { e8(e, 0xe8); e_rel32(e, target); }
 /* returns the address of the rel32 field */

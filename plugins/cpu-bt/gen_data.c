@@ -54,6 +54,18 @@ void gen_store_mem(struct trans *t, unsigned h, unsigned size)
         e8(&t->e, 0x66);
     op_mem(t, size == 8, 0x89, h);
 }
+void gen_store_rip_mem(struct trans *t, uint64_t v, unsigned size)
+{
+    if (size == 8 && (int64_t)v != (int32_t)v) {
+        unsigned h = gen_scratch(t);
+        e_mov_rip(&t->e, h, v);
+        gen_store_mem(t, h, 8);
+        return;
+    }
+    if (t->e.relocs)
+        t->e.relocs->fixed = true;
+    gen_store_imm_mem(t, v, size);
+}
 void gen_store_imm_mem(struct trans *t, uint64_t v, unsigned size)
 {
     struct bt_emit *e = &t->e;

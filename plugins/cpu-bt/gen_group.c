@@ -223,7 +223,10 @@ static void first_byte(struct trans *t, const struct group *g)
 {
     struct bt_emit *e = &t->e;
     if (g->base == BT_BASE_RIP || (g->base < 0 && g->index < 0)) {
-        e_mov_imm(e, H_R14, (uint64_t)g->lo);
+        if (g->base == BT_BASE_RIP)
+            e_mov_rip(e, H_R14, (uint64_t)g->lo);
+        else
+            e_mov_imm(e, H_R14, (uint64_t)g->lo);
     } else {
         int b = in_host(t, g->base, H_R14), i = in_host(t, g->index, H_R15);
         e_lea(e, 1, H_R14, b, i, i < 0 ? 0 : g->scale, (int32_t)g->lo);

@@ -35,7 +35,7 @@ static void push_return(struct trans *t, struct insn *x)
 {
     unsigned size = t->code64 ? 8 : x->d.operand_width / 8u;
     gen_stack(t, -(int)size, size, true);
-    gen_store_imm_mem(t, next_rip(t, x), size);
+    gen_store_rip_mem(t, next_rip(t, x), size);
     gen_commit(t);
     gen_sp_add(t, -(int)size);
 }

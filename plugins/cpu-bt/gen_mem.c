@@ -35,7 +35,7 @@ void gen_offset(struct trans *t, const ZydisDecodedOperand *o, unsigned addr_bit
         uint64_t a = t->cur->rip + t->cur->d.length + (uint64_t)disp;
         if (m->base == ZYDIS_REGISTER_EIP || addr_bits == 32)
             a = (uint32_t)a;
-        e_mov_imm(e, H_R14, a);
+        e_mov_rip(e, H_R14, a);
         return;
     }
     unsigned w = addr_bits == 64;

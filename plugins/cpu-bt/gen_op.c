@@ -129,8 +129,18 @@ void gen_op(struct trans *t, struct insn *x)
         gen_offset(t, mem, x->d.address_width);
         e_store(e, H_R14, &t->c->op_ea);
     }
-    e_store_imm(e, &t->c->rip, x->rip);
+    if ((int64_t)x->rip == (int32_t)x->rip) {
+        e_store_imm(e, &t->c->rip, x->rip);
+        if (e->relocs)
+            e->relocs->fixed = true;
+    } else {
+        e_mov_rip(e, H_R15, x->rip);
+        e_store(e, H_R15, &t->c->rip);
+    }
     e_mov_imm(e, H_R14, (uintptr_t)op);
+    e->p -= 4;
+    e_reloc(e, BT_RELOC_OP);
+    e->p += 4;
     if (x->op_kind == KIND_NEXT)
         e_call(e, k->stub_op);
     else

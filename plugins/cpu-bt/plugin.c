@@ -239,6 +239,7 @@ static void vcpu_destroy(struct hvx_vcpu *v)
         munmap(c->cache->blocks, BT_MAX_BLOCKS * sizeof(struct bt_block));
         munmap(c->cache->exits, BT_MAX_EXITS * sizeof(struct bt_exit));
         munmap(c->cache->map, BT_MAX_MAP * sizeof(struct bt_map_entry));
+        munmap(c->cache->relocs, BT_MAX_RELOCS_KEPT * sizeof(struct bt_kept_reloc));
         munmap(c->cache->pages, c->cache->max_pages * sizeof(struct bt_codepage));
     }
     bt_mmu_destroy(c);
@@ -311,9 +312,10 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     k->blocks = reserve(BT_MAX_BLOCKS * sizeof(struct bt_block));
     k->exits = reserve(BT_MAX_EXITS * sizeof(struct bt_exit));
     k->map = reserve(BT_MAX_MAP * sizeof(struct bt_map_entry));
+    k->relocs = reserve(BT_MAX_RELOCS_KEPT * sizeof(struct bt_kept_reloc));
     k->pages = reserve(k->max_pages * sizeof(struct bt_codepage));
     c->trans = bt_trans_create(c);
-    if (!k->blocks || !k->exits || !k->map || !k->pages || !c->trans || bt_mmu_create(c) || bt_apic_create(c)) {
+    if (!k->blocks || !k->exits || !k->map || !k->relocs || !k->pages || !c->trans || bt_mmu_create(c) || bt_apic_create(c)) {
         vm->vcpu[index] = c;
         vcpu_destroy((struct hvx_vcpu *)c);
         return hvx_fail(err, -ENOMEM, "cpu-bt: out of memory for vCPU %u", index);
@@ -530,6 +532,7 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
         S(mmio, "exits");
         S(pio, "exits");
         S(halts, "exits");
+        S(moved, "blocks");
         S(smc_invalidations, "blocks");
         S(cache_flushes, "times");
         S(exceptions, "times");

@@ -120,7 +120,9 @@ static struct bt_block *find(struct bt_vcpu *c, uint32_t mode)
         lin = (uint32_t)lin;
     bt_code_page(c, lin, &pa);
     struct bt_block *b = bt_block_find(c, pa, c->rip, mode, base);
-    if (b && b->pa2) {
+    if (!b)
+        return bt_block_moved(c, pa, c->rip, mode);
+    if (b->pa2) {
         uint64_t next = (lin & ~0xfffull) + 4096;
         bt_code_page(c, bt_code64(c) ? next : (uint32_t)next, &pa2);
         if (pa2 != b->pa2) { /* the tail is another page now */

@@ -136,7 +136,7 @@ static void stack_stub(struct bt_emit *e, struct bt_vcpu *c, uint32_t miss_stub,
 void bt_stubs_emit(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
-    struct bt_emit em = {(uint8_t *)(uintptr_t)k->stubs_start, (uint8_t *)(uintptr_t)k->stubs_end}, *e = &em;
+    struct bt_emit em = {(uint8_t *)(uintptr_t)k->stubs_start, (uint8_t *)(uintptr_t)k->stubs_end, NULL}, *e = &em;
 
     /* leave: complete state in *c; return to the dispatcher */
     k->stub_leave = e_here(e);

@@ -98,6 +98,7 @@ struct trans {
     struct bt_vcpu *c;
     struct bt_cache *k;
     struct bt_emit e; /* hot */
+    struct bt_relocs relocs;
     ZydisDecoder dec64, dec32, dec16;
     uint32_t mode;
     unsigned cpl3;
@@ -211,6 +212,7 @@ void gen_store_gpr(struct trans *t, unsigned g, unsigned h, unsigned size); /* x
 void gen_load_mem(struct trans *t, unsigned h, unsigned size); /* h = t->m, zero-extended */
 void gen_store_mem(struct trans *t, unsigned h, unsigned size);
 void gen_store_imm_mem(struct trans *t, uint64_t v, unsigned size); /* may clobber gen_scratch() */
+void gen_store_rip_mem(struct trans *t, uint64_t v, unsigned size); /* the same for an address of code */
 void gen_push(struct trans *t, struct insn *x);
 void gen_pop(struct trans *t, struct insn *x);
 void gen_leave(struct trans *t, struct insn *x);

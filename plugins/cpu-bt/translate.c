@@ -60,7 +60,7 @@ static void jump_cache_const(struct trans *t, uint64_t target)
 {
     struct bt_emit *e = &t->e;
     gen_flags_lazy(t);
-    e_mov_imm(e, H_R14, target);
+    e_mov_rip(e, H_R14, target);
     e_load32(e, H_R15, &t->c->jc[t->cpl3][bt_jc_index(target)]);
     uint32_t i = new_exit(t, BT_EXIT_INDIRECT, e->p, target);
     t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
@@ -246,10 +246,18 @@ static void save_again(struct trans *t, struct bt_emit *e, const struct cold *x)
     flags_to_slot(e, t->c);
 }
 
+static void exit_number(struct bt_emit *e, uint32_t exit)
+{
+    e_mov_imm(e, H_R15, exit);
+    e->p -= 4;
+    e_reloc(e, BT_RELOC_EXIT);
+    e->p += 4;
+}
+
 static void emit_cold(struct trans *t)
 {
     struct bt_cache *k = t->k;
-    struct bt_emit cold = {k->cold_p, k->cold_end}, *e = &cold;
+    struct bt_emit cold = {k->cold_p, k->cold_end, t->e.relocs}, *e = &cold;
     for (unsigned i = 0; i < t->n_cold; i++) {
         struct cold *x = &t->cold[i];
         if (x->site)
@@ -292,7 +300,7 @@ static void emit_cold(struct trans *t)
                 flags_again(e, &x->again);
             if (x->again.kind)
                 flags_to_slot(e, t->c);
-            e_mov_imm(e, H_R15, x->exit);
+            exit_number(e, x->exit);
             e_jmp(e, k->stub_exit);
             break;
         }
@@ -301,7 +309,7 @@ static void emit_cold(struct trans *t)
             save_again(t, e, x);
             if (x->save_flags)
                 flags_to_slot(e, t->c);
-            e_mov_imm(e, H_R15, x->exit);
+            exit_number(e, x->exit);
             e_jmp(e, k->stub_exit);
             break;
         case COLD_IRQ:
@@ -364,14 +372,6 @@ static void entry(struct trans *t)
     }
 }
 
-bool bt_cache_room(struct bt_vcpu *c)
-{
-    struct bt_cache *k = c->cache;
-    return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 &&
-           k->n_blocks + 2 < BT_MAX_BLOCKS && k->n_exits + 2 * BT_MAX_BRANCHES + BT_MAX_GROUPS + 16 < BT_MAX_EXITS &&
-           k->n_map + BT_MAX_INSNS * 8 < BT_MAX_MAP && k->n_pages + 4 < k->max_pages;
-}
-
 struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, uint64_t pa, const uint8_t *host)
 {
     struct trans *t = c->trans;
@@ -418,13 +418,17 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     e->p = (uint8_t *)(((uintptr_t)k->hot_p + 15) & ~15ull);
     e->end = k->hot_end;
     b->ind = e_here(e);
+    t->relocs.n = 0;
+    t->relocs.fixed = false;
+    bool movable = t->code64 && t->cpl3 && !(mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE)) && !pa2;
+    e->relocs = movable && rip >> 32 ? &t->relocs : NULL;
     if ((int64_t)rip == (int32_t)rip) {
         e8(e, 0x49); /* cmp r14, imm32 */
         e8(e, 0x81);
         e_mod_rr(e, 7, H_R14);
         e32(e, (uint32_t)rip);
     } else {
-        e_mov_imm(e, H_R15, rip);
+        e_mov_rip(e, H_R15, rip);
         e_rr(e, 1, 0x3b, H_R14, H_R15);
     }
     e_jcc(e, CC_NE, k->stub_jc_miss[t->cpl3]);
@@ -455,6 +459,9 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     b->len = (uint16_t)(lastx->rip + lastx->d.length - rip);
     k->n_blocks++;
     bt_block_insert(c, b);
+    if (e->relocs)
+        bt_relocs_keep(c, b, e->relocs);
+    e->relocs = NULL;
     c->st.blocks++;
     c->st.insns_translated += t->n;
     c->st.translate_cycles += bt_host_tsc() - t0;

@@ -8,5 +8,4 @@
 struct trans;
 struct trans *bt_trans_create(struct bt_vcpu *c);
 void bt_trans_destroy(struct trans *t);
-bool bt_cache_room(struct bt_vcpu *c); /* for one more block */
 #endif
