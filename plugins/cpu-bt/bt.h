@@ -202,6 +202,7 @@ struct bt_vcpu {
     uint8_t force_plain; /* next block: BT_MODE_PLAIN */
     uint32_t tlb_drops;  /* counts what took something out of the TLB */
     uint8_t debug_step;
+    uint8_t trap_after; /* the instruction that runs began under TF: its trap comes though it clear TF (IRET, POPF) */
     uint8_t irq_wait;   /* an interrupt waits for IF: whoever sets IF sets BT_PEND_IRQ */
     uint64_t pdpte[4];  /* PAE paging without long mode */
     uint64_t cr4_valid;   /* CR4 bits the CPU model has; 0: not computed yet (op_cr.c) */

@@ -98,7 +98,7 @@ _Noreturn void bt_fatal(struct bt_vcpu *c, const char *why)
 static bool must_leave(struct bt_vcpu *c)
 {
     return atomic_load_explicit(&c->pending, memory_order_relaxed) || c->shadow || c->halted || c->force_single ||
-           c->force_careful || (c->mode & BT_MODE_TF);
+           c->force_careful || (c->mode & BT_MODE_TF) || c->trap_after;
 }
 
 /* A jump cache serves one mode at a time. */
@@ -467,6 +467,7 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
     c->st.dispatches++;
     c->cur_exit = BT_X_NONE;
     bool step = (c->sysflags & BT_TF) || c->debug_step;
+    c->trap_after = step;
     uint8_t shadow = c->shadow;
     uint32_t rf = c->sysflags & BT_RF;
     if (c->bp_exec && !rf)

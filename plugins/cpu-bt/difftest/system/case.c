@@ -98,8 +98,11 @@ static void random_descriptor(struct test *t, uint8_t *table, unsigned sel)
     if (k < 6) { /* data */
         data_descriptor(t, table, sel, 0x10 | below(t, 8) | p | (one_in(t, 2) ? B32 : 0));
     } else if (k < 9) { /* code */
-        descriptor(table, sel, CODE, one_in(t, 4) ? 0xfff : 0xffff,
-                   0x19 | (below(t, 4) << 1) | p | (t->lm && one_in(t, 2) ? L : one_in(t, 2) ? B32 : 0) | (t->lm && one_in(t, 16) ? L : 0));
+        unsigned attr = 0x19 | (below(t, 4) << 1) | p | (t->lm && one_in(t, 2) ? L : one_in(t, 2) ? B32 : 0) | (t->lm && one_in(t, 16) ? L : 0);
+        unsigned limit = one_in(t, 4) ? 0xfff : 0xffff;
+        if (attr & L) /* no limit then, except for far calls in QEMU */
+            limit = 0xfffff, attr |= G;
+        descriptor(table, sel, CODE, limit, attr);
     } else if (k < 12) { /* call gates: 16 and 32 bits */
         uint32_t off = 0x800 + below(t, 16) * 2 + (t->lm ? CODE : one_in(t, 16) ? 0x20000 : 0);
         gate(d, target, off, (one_in(t, 3) ? 4 : 12) | p, one_in(t, 8) ? below(t, 32) : below(t, 4));

@@ -125,6 +125,15 @@ unsigned any_reg(struct test *t)
 }
 void set(unsigned reg, uint64_t v) { state_in.gpr[reg] = v; }
 
+/* Where SS may become a segment whose stack pointer is all of ESP: within limits. */
+void small_sp(struct test *t)
+{
+    if (t->bits == 64)
+        return;
+    state_in.gpr[4] &= 0xffff;
+    state_in.esp = (uint32_t)state_in.gpr[4];
+}
+
 /* Register or memory, a 16-bit value in it. */
 void rm_value(struct test *t, unsigned reg, unsigned v)
 {

@@ -21,7 +21,7 @@ struct form forms[] = {
     F("rdfsbase..wrgsbase", MODES_ALL, f_fsgsbase), F("swapgs", MODES_ALL, f_swapgs), F("pushf popf cli sti", MODES_ALL, f_flags),
     EARLY("in out", MODES_ALL, f_in_out), EARLY("ins outs", MODES_ALL, f_ins_outs), FAR("jmp call far", MODES_NOT64, f_far_direct),
     FAR("jmp call far m", MODES_ALL, f_far_memory), {.name = "ret far", .modes = MODES_ALL, .make = f_ret_far, .far = true}, FAR("iret", MODES_ALL, f_iret),
-    TASK("int n int3 into", MODES_ALL, f_int), F("bound", MODES_NOT64, f_bound), TASK("task switch", MODES_PROT & ~MODES_LONG64, f_task),
+    TASK("int n int3 into", MODES_ALL, f_int), F("bound", MODES_NOT64, f_bound), FAR("task switch", MODES_PROT & ~MODES_LONG64, f_task),
     F("syscall sysret sysenter sysexit", MODES_ALL, f_syscall), F("jmp call ret near", MODES_ALL, f_near_odd),
     F("loop jcxz", MODES_ALL, f_loop), F("mov", MODES_ALL, f_mov), F("mov moffs", MODES_ALL, f_moffs), RMW("alu", MODES_ALL, f_alu),
     RMW("lock", MODES_ALL, f_locked), RMW("bt m, r", MODES_ALL, f_bt_string), RMW("cmpxchg8b 16b", MODES_ALL, f_cmpxchg8b),

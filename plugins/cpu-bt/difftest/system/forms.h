@@ -34,6 +34,7 @@ unsigned any_reg(struct test *t);
 void set(unsigned reg, uint64_t v);
 void rm_value(struct test *t, unsigned reg, unsigned v);
 void no_trap(struct test *t);
+void small_sp(struct test *t);
 
 /* forms_system.c */
 void f_mov_sreg(struct test *t);

@@ -76,7 +76,10 @@ static unsigned stack_selector(struct test *t)
     switch (below(t, 4)) {
     case 0: return SEL_STACK_0;
     case 1: case 2: return SEL_STACK_3 | 3;
-    default: return any_selector(t);
+    default: {
+        unsigned sel = any_selector(t);
+        return t->bits == 64 && sel < 4 ? SEL_STACK_3 | 3 : sel; /* null of another RPL than CS's: QEMU takes it */
+    }
     }
 }
 void f_ret_far(struct test *t)
@@ -89,12 +92,13 @@ void f_ret_far(struct test *t)
     if (w)
         e8(t, 0x48);
     if (imm)
-        n = below(t, 5) * 2;
-    uint32_t v[5] = {code_offset(t, sel), sel | (one_in(t, 4) ? rnd(t) << 16 : 0), 0x1000, stack_selector(t), rnd(t)};
-    stack_values(t, w ? 8 : opsize(t), v, 4);
+        n = below(t, 3);
+    uint32_t v[6] = {code_offset(t, sel), sel | (one_in(t, 4) ? rnd(t) << 16 : 0)};
+    v[2 + n] = 0x1000, v[3 + n] = stack_selector(t); /* behind the parameters */
+    stack_values(t, w ? 8 : opsize(t), v, 4 + n);
     e8(t, imm ? 0xca : 0xcb);
     if (imm)
-        e16(t, n);
+        e16(t, n * (w ? 8 : opsize(t)));
 }
 void f_iret(struct test *t)
 {

@@ -9,6 +9,7 @@
 
 void f_mov_sreg(struct test *t)
 {
+    small_sp(t);
     prefixes(t);
     lock(t, 40);
     rexw(t, 8);
@@ -40,7 +41,7 @@ void f_sreg_use(struct test *t)
         prefix67(t);
         e8(t, over[s]);
         e8(t, 0x88 | below(t, 4)); /* mov to or from */
-        memory(t, any_reg(t));
+        memory(t, below(t, 3)); /* no pointer: the next address would be anything */
     }
 }
 void f_mov_from_sreg(struct test *t)
@@ -64,6 +65,7 @@ void f_push_sreg(struct test *t)
 }
 void f_pop_sreg(struct test *t)
 {
+    small_sp(t);
     static const uint16_t ops[] = {0x07, 0x17, 0x1f, 0x0fa1, 0x0fa9};
     prefix66(t);
     lock(t, 40);
@@ -72,6 +74,7 @@ void f_pop_sreg(struct test *t)
 }
 void f_load_far(struct test *t)
 {
+    small_sp(t);
     static const uint16_t ops[] = {0xc4, 0xc5, 0x0fb2, 0x0fb4, 0x0fb5};
     unsigned k = below(t, 5);
     if (t->bits == 64 && k < 2)
@@ -207,8 +210,6 @@ void f_mov_to_cr(struct test *t)
             v &= ~1ull;
     } else if (cr == 3) {
         v = state_in.cr3 | (rnd(t) & 0x18);
-        if (t->lm && one_in(t, 8))
-            v |= 0x8000000000000000ull;
     } else if (cr == 4) {
         v = state_in.cr4 ^ 1u << (unsigned[]){2, 2, 2, 3, 4, 6, 7, 8, 9, 11, 16, 20, 2, 3, 6, 7}[below(t, 16)]; /* no reserved bits: QEMU takes them */
     }
