@@ -400,7 +400,9 @@ static void timer_arm(struct bt_vcpu *c)
         timer_fire(c, now);
         return;
     }
-    if (a->armed && a->armed <= a->deadline) /* the signal comes, finds it early and sets the timer anew */
+    /* The signal comes, finds it early and sets the timer anew. One that should have come already may have been lost
+     * with a reset. */
+    if (a->armed > now && a->armed <= a->deadline && a->timer_tid == c->tid)
         return;
     host_timer_make(c);
     uint64_t ns = tsc_to_ns(c, a->deadline - now) + 1;
@@ -429,11 +431,11 @@ uint64_t bt_apic_next_deadline_ns(struct bt_vcpu *c)
 void bt_apic_tsc_moved(struct bt_vcpu *c, uint64_t delta)
 {
     struct bt_apic *a = c->apic;
+    a->armed = 0; /* counted by the old TSC */
     if (!a->deadline)
         return;
     if (timer_mode(a) != LVT_DEADLINE)
         a->deadline += delta;
-    a->armed = 0;
     timer_arm(c);
 }
 
@@ -675,7 +677,7 @@ static void regs_reset(struct bt_vcpu *c)
     SET(a->esr_pending, 0);
     SET(a->extint, 0);
     a->esr = a->icr_lo = a->icr_hi = a->tdcr = a->initial = 0;
-    a->deadline = a->period = 0;
+    a->deadline = a->period = a->armed = 0; /* the TSC starts anew with the processor */
 }
 
 void bt_apic_reset(struct bt_vcpu *c, bool init)

@@ -495,6 +495,30 @@ static void apic_timer_modes(void **state)
     test_vm_free(vm);
 }
 
+/* A reset drops the expiry that has just been signalled; the next deadline must set the host timer all the same. */
+static void a_timer_lost_with_a_reset_holds_up_none_after_it(void **state)
+{
+    struct bt_vm *vm = test_vm_new(1);
+    struct bt_vcpu *c = vm->vcpu[0];
+    struct sigaction sa = {.sa_sigaction = on_timer, .sa_flags = SA_SIGINFO};
+    uint64_t v, ms = vm->tsc_hz / 1000;
+    (void)state;
+    sigaction(BT_SIG_KICK, &sa, NULL);
+    for (unsigned reset = 0; reset < 2; reset++) {
+        apic_on(c);
+        set_reg(c, 0x320, 0x400e0);
+        timer_signals = 0;
+        v = bt_guest_tsc(c) + 5 * ms;
+        uint64_t limit = v + 5000 * ms;
+        assert_true(bt_apic_msr(c, 0x6e0, true, &v));
+        while (!timer_signals && bt_guest_tsc(c) < limit)
+            __asm__ volatile("pause");
+        assert_int_equal(timer_signals, 1);
+        bt_apic_reset(c, false);
+    }
+    test_vm_free(vm);
+}
+
 static void state_travels(void **state)
 {
     struct bt_vm *vm = test_vm_new(1), *to = test_vm_new(1);
@@ -572,6 +596,7 @@ int main(void)
         cmocka_unit_test(virtual_wire),
         cmocka_unit_test(x2apic),
         cmocka_unit_test(apic_timer_modes),
+        cmocka_unit_test(a_timer_lost_with_a_reset_holds_up_none_after_it),
         cmocka_unit_test(state_travels),
         cmocka_unit_test(irqchip_state_travels),
     };
