@@ -411,9 +411,11 @@ bool bt_host_flags_in_slot(struct bt_vcpu *c, uint64_t host)
 bool bt_cache_room(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
-    return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 &&
-           k->n_blocks + 2 < BT_MAX_BLOCKS && k->n_exits + 2 * BT_MAX_BRANCHES + 16 + 16 < BT_MAX_EXITS &&
-           k->n_map + BT_MAX_INSNS * 8 < BT_MAX_MAP && k->n_relocs + BT_MAX_RELOCS < BT_MAX_RELOCS_KEPT && k->n_pages + 4 < k->max_pages;
+    /* side exits, guards, and the ends that a block may have */
+    unsigned exits = 2 * BT_MAX_BRANCHES + BT_MAX_GROUPS + 16;
+    return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 && k->n_blocks + 2 < BT_MAX_BLOCKS &&
+           k->n_exits + exits < BT_MAX_EXITS && k->n_map + BT_MAX_INSNS * 8 < BT_MAX_MAP &&
+           k->n_relocs + BT_MAX_RELOCS < BT_MAX_RELOCS_KEPT && k->n_pages + 4 < k->max_pages;
 }
 
 void bt_cache_flush(struct bt_vcpu *c)

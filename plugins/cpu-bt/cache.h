@@ -26,6 +26,7 @@
 #include "bt.h"
 
 #define BT_MAX_INSNS 64
+#define BT_MAX_GROUPS 16 /* accesses that share a look-up, in one block: gen_group.c */
 #define BT_MAX_BRANCHES 4 /* conditional ones that a block goes on after */
 /* Hot and cold code: room for some 300,000 blocks, a compiler and a kernel. All vCPUs' share the low 2 GiB. */
 #define BT_CODE_BYTES(vcpus) ((vcpus) <= 8 ? 40u << 20 : 20u << 20)

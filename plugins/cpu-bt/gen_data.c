@@ -219,9 +219,7 @@ void gen_bt(struct trans *t, struct insn *x)
     e_lea(e, x->d.address_width == 64, H_R14, H_R14, H_R15, size == 8 ? 3 : size == 4 ? 2 : 1, 0);
     if (x->d.address_width == 16)
         e_movzx16(e, H_R14, H_R14);
-    ZydisRegister s = x->op[0].mem.segment;
-    unsigned seg = s == ZYDIS_REGISTER_ES ? BT_ES : s == ZYDIS_REGISTER_CS ? BT_CS : s == ZYDIS_REGISTER_SS ? BT_SS :
-                   s == ZYDIS_REGISTER_FS ? BT_FS : s == ZYDIS_REGISTER_GS ? BT_GS : BT_DS;
+    unsigned seg = gen_seg_number(x->op[0].mem.segment);
     gen_lookup_at(t, seg, size, true, wr);
     gen_load_gpr(t, H_R15, g);
     e_alu_ri(e, 0, 4, H_R15, (int32_t)(size * 8 - 1));
@@ -271,9 +269,7 @@ void gen_moffs(struct trans *t, struct insn *x)
     gen_flags_before_mem(t);
     uint64_t a = (uint64_t)o->mem.disp.value;
     e_mov_imm(e, H_R14, x->d.address_width == 64 ? a : x->d.address_width == 32 ? (uint32_t)a : (uint16_t)a);
-    ZydisRegister s = o->mem.segment;
-    unsigned seg = s == ZYDIS_REGISTER_ES ? BT_ES : s == ZYDIS_REGISTER_CS ? BT_CS : s == ZYDIS_REGISTER_SS ? BT_SS :
-                   s == ZYDIS_REGISTER_FS ? BT_FS : s == ZYDIS_REGISTER_GS ? BT_GS : BT_DS;
+    unsigned seg = gen_seg_number(o->mem.segment);
     gen_lookup_at(t, seg, size, !store, store);
     if (size == 2)
         e8(e, 0x66);

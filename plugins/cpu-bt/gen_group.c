@@ -16,6 +16,8 @@
  */
 #include "trans.h"
 
+_Static_assert(sizeof(((struct bt_vcpu *)0)->group_delta) == BT_MAX_GROUPS * 8, "one place for each group");
+
 #define SPAN_MAX 1024
 #define DISP_MAX (1 << 30)
 

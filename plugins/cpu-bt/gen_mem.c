@@ -185,7 +185,7 @@ static void segment(struct trans *t, unsigned seg, unsigned size, bool wr)
     e_lea(e, 0, H_R14, H_R14, H_R15, 0, 0);
 }
 
-static unsigned seg_number(ZydisRegister r)
+unsigned gen_seg_number(ZydisRegister r)
 {
     switch (r) {
     case ZYDIS_REGISTER_ES: return BT_ES;
@@ -205,7 +205,7 @@ void gen_lookup(struct trans *t, const ZydisDecodedOperand *o, unsigned size, bo
     gen_offset(t, o, t->cur->d.address_width);
     if (t->code64 && o->mem.segment == ZYDIS_REGISTER_SS)
         t->desc_extra |= BT_DESC_SS;
-    segment(t, seg_number(o->mem.segment), size, wr);
+    segment(t, gen_seg_number(o->mem.segment), size, wr);
     lookup(t, size, rd, wr, false);
 }
 

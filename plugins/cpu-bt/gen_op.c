@@ -34,8 +34,7 @@ static void fill_op(struct trans *t, struct insn *x, struct bt_op *op)
                 break;
             mem_seen = true;
             op->is_mem = o->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT && o->encoding != ZYDIS_OPERAND_ENCODING_NONE;
-            op->seg = s == ZYDIS_REGISTER_ES ? BT_ES : s == ZYDIS_REGISTER_CS ? BT_CS : s == ZYDIS_REGISTER_SS ? BT_SS :
-                      s == ZYDIS_REGISTER_FS ? BT_FS : s == ZYDIS_REGISTER_GS ? BT_GS : BT_DS;
+            op->seg = (uint8_t)gen_seg_number(s);
             break;
         }
         case ZYDIS_OPERAND_TYPE_POINTER:

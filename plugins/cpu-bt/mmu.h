@@ -109,6 +109,7 @@ _Noreturn void mmu_fault(struct bt_vcpu *c, uint64_t lin, unsigned acc, int rc);
 /* tlb.c. Walk and enter lin's page; raises #PF. Returns hva of the page or 0
  * (not RAM); *pa is the page's address either way. */
 uint64_t mmu_fill(struct bt_vcpu *c, uint64_t lin, unsigned acc, uint64_t *pa);
+uint64_t mmu_fill_walked(struct bt_vcpu *c, uint64_t lin, unsigned acc, const struct bt_walk *w); /* after mmu_walk() */
 /* Write an entry, all but its tag_w. */
 static inline struct bt_tlb_entry *mmu_enter(struct bt_vcpu *c, unsigned t, unsigned i, uint64_t page, uint64_t pa,
                                              uint64_t host, bool global)

@@ -77,14 +77,17 @@ bool bt_try_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
     unsigned size = desc & BT_DESC_SIZE, t = (desc & BT_DESC_USER) != 0;
     bool wr = (desc & BT_DESC_WRITE) != 0;
     unsigned acc = (t ? BT_ACC_USER : 0) | (wr ? BT_ACC_WRITE : 0);
-    uint64_t page = ea & ~0xfffull, pa;
+    uint64_t page = ea & ~0xfffull;
     c->st.slow_accesses++;
     if ((ea & 0xfff) + size > 4096 || !mmu_canonical(ea))
         return false;
     struct bt_tlb_entry *e = &c->tlb[t][tlb_index(ea)];
     if ((wr ? e->tag_w : e->tag_r) != page) {
         struct bt_walk w;
-        if (mmu_walk(c, ea, acc, &w, true) != BT_WALKED || (wr && !w.dirty) || !mmu_fill(c, ea, acc, &pa))
+        if (mmu_walk(c, ea, acc, &w, true) != BT_WALKED || (wr && !w.dirty))
+            return false;
+        /* once more, for the accessed bit; another vCPU may have changed the tables: no fault even so */
+        if (mmu_walk(c, ea, acc, &w, false) != BT_WALKED || !mmu_fill_walked(c, ea, acc, &w))
             return false;
         if (wr && e->tag_w != page)
             return false;

@@ -76,6 +76,31 @@ static void back_to_block(struct bt_emit *e, struct bt_vcpu *c)
     *over = (uint8_t)(e->p - over - 1);
 }
 
+/* C in the middle of an instruction: fn(c, r14, r15d). It may raise. Its result goes to r14 or r15, H_RAX: to none. */
+static uint32_t helper(struct bt_emit *e, struct bt_vcpu *c, void *fn, unsigned result)
+{
+    struct bt_cache *k = c->cache;
+    uint32_t at = e_here(e);
+    spill_all(e, c);
+    e_store8_imm(e, &c->in_code, 2);
+    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
+    e_store(e, H_RAX, &k->helper_ret);
+    e_store(e, H_RAX, &k->last_ret);
+    e_mov_rr(e, H_RSI, H_R14);
+    e_mov32_rr(e, H_RDX, H_R15);
+    e_alu_ri(e, 1, 5, H_RSP, 8);
+    call_c(e, c, fn);
+    e_alu_ri(e, 1, 0, H_RSP, 8);
+    if (result != H_RAX)
+        e_mov_rr(e, result, H_RAX);
+    e_store_imm(e, &k->helper_ret, 0);
+    back_to_block(e, c);
+    fp_restore(e, c);
+    load_caller_saved(e, c);
+    e8(e, 0xc3);
+    return at;
+}
+
 /* A miss of the one-entry TLB of the stack: look into the big one first, and
  * enter what it finds there; else go to `miss`. */
 static void stack_stub(struct bt_emit *e, struct bt_vcpu *c, uint32_t miss_stub, bool only_enter)
@@ -182,40 +207,9 @@ void bt_stubs_emit(struct bt_vcpu *c)
     e_jmp(e, k->stub_go);
 
     /* slow: r14 = linear address, r15d = description; returns r14 = host address */
-    k->stub_slow = e_here(e);
-    spill_all(e, c);
-    e_store8_imm(e, &c->in_code, 2);
-    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
-    e_store(e, H_RAX, &k->helper_ret);
-    e_store(e, H_RAX, &k->last_ret);
-    e_mov_rr(e, H_RSI, H_R14);
-    e_mov32_rr(e, H_RDX, H_R15);
-    e_alu_ri(e, 1, 5, H_RSP, 8);
-    call_c(e, c, (void *)bt_slow_c);
-    e_alu_ri(e, 1, 0, H_RSP, 8);
-    e_mov_rr(e, H_R14, H_RAX);
-    e_store_imm(e, &k->helper_ret, 0);
-    back_to_block(e, c);
-    fp_restore(e, c);
-    load_caller_saved(e, c);
-    e8(e, 0xc3);
-
-    /* try: as slow, but r15d tells whether the page is in the TLB now */
-    k->stub_try = e_here(e);
-    spill_all(e, c);
-    e_store8_imm(e, &c->in_code, 2);
-    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
-    e_store(e, H_RAX, &k->last_ret);
-    e_mov_rr(e, H_RSI, H_R14);
-    e_mov32_rr(e, H_RDX, H_R15);
-    e_alu_ri(e, 1, 5, H_RSP, 8);
-    call_c(e, c, (void *)bt_try_c);
-    e_alu_ri(e, 1, 0, H_RSP, 8);
-    e_mov32_rr(e, H_R15, H_RAX);
-    back_to_block(e, c);
-    fp_restore(e, c);
-    load_caller_saved(e, c);
-    e8(e, 0xc3);
+    k->stub_slow = helper(e, c, (void *)bt_slow_c, H_R14);
+    /* try: the same, but r15d tells whether the page is in the TLB now */
+    k->stub_try = helper(e, c, (void *)bt_try_c, H_R15);
 
     k->stub_stack = e_here(e); /* as slow */
     stack_stub(e, c, k->stub_slow, false);
@@ -223,39 +217,9 @@ void bt_stubs_emit(struct bt_vcpu *c)
     stack_stub(e, c, k->stub_try, true);
 
     /* commit: after the instruction of a careful block; keeps flags in the slot */
-    k->stub_commit = e_here(e);
-    spill_all(e, c);
-    e_store8_imm(e, &c->in_code, 2);
-    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
-    e_store(e, H_RAX, &k->helper_ret);
-    e_store(e, H_RAX, &k->last_ret);
-    e_alu_ri(e, 1, 5, H_RSP, 8);
-    call_c(e, c, (void *)bt_commit_c);
-    e_alu_ri(e, 1, 0, H_RSP, 8);
-    e_store_imm(e, &k->helper_ret, 0);
-    back_to_block(e, c);
-    fp_restore(e, c);
-    load_caller_saved(e, c);
-    e8(e, 0xc3);
-
+    k->stub_commit = helper(e, c, (void *)bt_commit_c, H_RAX);
     /* segment check of a careful block: r14 = offset, r15d = seg | size << 8 | write << 30; returns linear in r14 */
-    k->stub_segfault = e_here(e);
-    spill_all(e, c);
-    e_store8_imm(e, &c->in_code, 2);
-    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
-    e_store(e, H_RAX, &k->helper_ret);
-    e_store(e, H_RAX, &k->last_ret);
-    e_mov_rr(e, H_RSI, H_R14);
-    e_mov32_rr(e, H_RDX, H_R15);
-    e_alu_ri(e, 1, 5, H_RSP, 8);
-    call_c(e, c, (void *)bt_seg_c);
-    e_alu_ri(e, 1, 0, H_RSP, 8);
-    e_mov_rr(e, H_R14, H_RAX);
-    e_store_imm(e, &k->helper_ret, 0);
-    back_to_block(e, c);
-    fp_restore(e, c);
-    load_caller_saved(e, c);
-    e8(e, 0xc3);
+    k->stub_segfault = helper(e, c, (void *)bt_seg_c, H_R14);
 
     /* careful: called in the middle of a block: run this instruction again, alone */
     k->stub_careful = e_here(e);

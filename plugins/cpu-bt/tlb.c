@@ -86,30 +86,35 @@ _Static_assert(BT_TLB_SIZE >= 512, "2 MiB must not wrap in the TLB");
 uint64_t mmu_fill(struct bt_vcpu *c, uint64_t lin, unsigned acc, uint64_t *pa)
 {
     struct bt_walk w;
-    unsigned t = (acc & BT_ACC_USER) != 0;
     int rc = mmu_walk(c, lin, acc, &w, false);
     if (rc != BT_WALKED)
         mmu_fault(c, lin, acc, rc);
-    c->st.tlb_miss[t]++;
     *pa = w.pa;
-    struct bt_page_chunk *ch = bt_chunk(c->vm, w.pa);
-    uintptr_t h = ch ? atomic_load_explicit(&ch->hva[bt_chunk_page(w.pa)], memory_order_relaxed) : 0;
+    return mmu_fill_walked(c, lin, acc, &w);
+}
+
+uint64_t mmu_fill_walked(struct bt_vcpu *c, uint64_t lin, unsigned acc, const struct bt_walk *w)
+{
+    unsigned t = (acc & BT_ACC_USER) != 0;
+    c->st.tlb_miss[t]++;
+    struct bt_page_chunk *ch = bt_chunk(c->vm, w->pa);
+    uintptr_t h = ch ? atomic_load_explicit(&ch->hva[bt_chunk_page(w->pa)], memory_order_relaxed) : 0;
     if (!h)
         return 0;
     uint64_t page = lin & ~0xfffull;
     unsigned i = tlb_index(lin);
-    struct bt_tlb_entry *e = mmu_enter(c, t, i, page, w.pa, h & ~0xfffull, w.global);
-    if (w.writable && w.dirty && !(h & BT_HVA_RO)) {
+    struct bt_tlb_entry *e = mmu_enter(c, t, i, page, w->pa, h & ~0xfffull, w->global);
+    if (w->writable && w->dirty && !(h & BT_HVA_RO)) {
         /* `written` first, then look: a translator marks `code` first, then
          * looks at `written` (both seq_cst). Was it set already, that one finds
          * it and tells us to drop the entry, after this. */
-        if (!atomic_load_explicit(&ch->written[bt_chunk_page(w.pa)], memory_order_acquire))
-            atomic_store(&ch->written[bt_chunk_page(w.pa)], 1);
-        if (!atomic_load(&ch->code[bt_chunk_page(w.pa)]))
+        if (!atomic_load_explicit(&ch->written[bt_chunk_page(w->pa)], memory_order_acquire))
+            atomic_store(&ch->written[bt_chunk_page(w->pa)], 1);
+        if (!atomic_load(&ch->code[bt_chunk_page(w->pa)]))
             e->tag_w = page;
     }
-    if (w.shift > 12)
-        large_note(c->mmu, lin, w.shift);
+    if (w->shift > 12)
+        large_note(c->mmu, lin, w->shift);
     return e->host;
 }
 

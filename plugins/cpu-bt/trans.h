@@ -38,7 +38,6 @@ struct again {
 };
 
 /* Accesses off one base register, or to neighbouring constants, share a look-up: gen_group.c. */
-#define BT_MAX_GROUPS 16
 struct group {
     int8_t base, index;  /* guest registers; -1: none; base BT_BASE_RIP: constant addresses */
     uint8_t scale, seg;  /* scale as a power of two; BT_FS, BT_GS, or BT_NSEG: none */
@@ -181,6 +180,7 @@ void flags_again(struct bt_emit *e, const struct again *a);
 void flags_to_slot(struct bt_emit *e, struct bt_vcpu *c); /* clobbers r15 */
 void flags_from_slot(struct bt_emit *e, struct bt_vcpu *c); /* likewise */
 /* gen_mem.c */
+unsigned gen_seg_number(ZydisRegister r); /* BT_DS for what has no segment */
 void gen_offset(struct trans *t, const ZydisDecodedOperand *o, unsigned addr_bits); /* r14 = offset; keeps flags */
 /* Look-ups leave the operand's place in t->m: [r14], or with r15 and guest registers; see gen_scratch(). */
 void gen_lookup(struct trans *t, const ZydisDecodedOperand *o, unsigned size, bool rd, bool wr);
