@@ -62,7 +62,7 @@ static const struct {
     {SCMP_SYS(getuid), VM | NET},
     {SCMP_SYS(geteuid), VM | NET}, {SCMP_SYS(getgid), VM}, {SCMP_SYS(getegid), VM}, {SCMP_SYS(getrusage), VM},
     {SCMP_SYS(getrandom), VM | NET}, {SCMP_SYS(uname), VM | NET}, {SCMP_SYS(sysinfo), VM},
-    {SCMP_SYS(wait4), VM}, {SCMP_SYS(exit), ALL}, {SCMP_SYS(exit_group), ALL},
+    {SCMP_SYS(wait4), VM}, {SCMP_SYS(waitid), VM}, {SCMP_SYS(pidfd_send_signal), VM} /* to a process whose descriptor is there */, {SCMP_SYS(exit), ALL}, {SCMP_SYS(exit_group), ALL},
     /* A thread makes itself smaller at its start, which for the last of them is after the filter. */
     {SCMP_SYS(capset), VM}, {SCMP_SYS(landlock_create_ruleset), VM}, {SCMP_SYS(landlock_restrict_self), VM},
     {SCMP_SYS(setpriority), VM}, {SCMP_SYS(getpriority), VM},

@@ -355,6 +355,9 @@ int hvx_vm_start(struct hvx_vm *vm, struct hvx_error *err)
         if (r < 0)
             return r;
     }
+    if (vm->engine->size > offsetof(struct hvx_cpu_ops, prepare) && vm->engine->prepare &&
+        (r = vm->engine->prepare(vm->engine_vm, err)) < 0)
+        return r;
     r = pthread_create(&vm->loop_thread, NULL, loop_main, vm);
     if (r)
         return hvx_fail(err, -r, "cannot start the device thread: %s", strerror(r));

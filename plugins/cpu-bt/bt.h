@@ -50,6 +50,8 @@ struct bt_vcpu;
 struct bt_cache; /* code cache and block tables of one vCPU: cache.h */
 struct bt_op;    /* one decoded C op: op.h */
 struct bt_mmu;   /* what stands behind the software TLB: mmu.h */
+struct bt_direct; /* programs that run natively: direct.h */
+struct direct_ram;
 
 /* --- registers ------------------------------------------------------------ */
 enum { BT_RAX, BT_RCX, BT_RDX, BT_RBX, BT_RSP, BT_RBP, BT_RSI, BT_RDI, BT_R8, BT_R13 = 13, BT_R14, BT_R15 };
@@ -158,7 +160,7 @@ struct bt_vcpu {
     uint32_t flags_slot; /* AX after LAHF; SETO AL: low byte OF, high byte SF ZF AF PF CF */
     uint8_t iflag;    /* IF, 0 or 1 */
     uint8_t dflag;    /* DF, 0 or 1 */
-    uint8_t in_code;  /* 1 while translated code or its direct glue runs (signal handler's hint) */
+    uint8_t in_code;  /* where we are, for the signal handler: stubs.c; 3: a helper runs the program (direct.h) */
     uint8_t fp_live;  /* guest vector state is in the host's registers */
     uint32_t sysflags; /* TF IOPL NT RF VM AC VIF VIP ID at their places; bit 1 always set */
     uint32_t mode;    /* BT_MODE_*, see bt_mode_update() */
@@ -252,6 +254,7 @@ struct bt_vcpu {
     struct bt_cache *cache;
     struct trans *trans; /* translator, trans.h */
     struct bt_mmu *mmu;
+    struct bt_direct *direct; /* NULL: the user-direct tier is off */
     struct bt_apic *apic; /* apic.c */
     struct bt_tlb_entry *tlb[2];  /* [0] supervisor, [1] user */
     uint32_t *jc[2];              /* jump caches, likewise */
@@ -268,6 +271,9 @@ struct bt_vcpu {
     struct {
         uint64_t blocks, retranslations, moved, chains, dispatches, c_ops, tlb_miss[2], tlb_flush, tlb_flush_global, invlpg;
         uint64_t slow_accesses, bounces, careful, mmio, pio, smc_invalidations, cache_flushes, exceptions, page_faults, interrupts;
+        uint64_t direct_entries, direct_cycles, direct_syscalls, direct_faults, direct_kicks, direct_soft, direct_left, direct_maps,
+            direct_pages, direct_unmaps, direct_compares, direct_uncoded, direct_failures, direct_lost, direct_killed,
+            direct_meddled;
         uint64_t kicks, unchains, halts, jc_miss, code_bytes, syscalls, cr3_loads, insns_translated, translate_cycles, sync_requests;
     } st;
 
@@ -309,6 +315,12 @@ struct bt_vm {
     bool have_bmi2;
     bool amd;                   /* CPUID shows a processor of AMD's */
     bool hypercalls;            /* VMCALL and VMMCALL are not #UD */
+    bool direct_user;           /* programs may run natively */
+    bool direct_rdpid;          /* and RDPID must not */
+    unsigned direct_helpers;    /* processes a vCPU */
+    struct direct_ram *direct_ram;
+    unsigned n_direct_ram, n_direct_watches;
+    struct hvx_watch **direct_watch;
 };
 
 /* --- rflags ----------------------------------------------------------------------

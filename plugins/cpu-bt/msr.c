@@ -322,6 +322,7 @@ void bt_msr_reset(struct bt_vcpu *c)
     c->pat = PAT_RESET;
     c->misc_enable = MISC_ENABLE_RESET;
     c->mcg_status = c->spec_ctrl = c->xss = 0;
-    c->tsc_offset = 0 - bt_tsc_scale(c->vm, c->vm->cpuid->tsc_base);
+    /* With the host's own count programs can read it natively. */
+    c->tsc_offset = c->vm->direct_user && !c->vm->tsc_ratio ? 0 : 0 - bt_tsc_scale(c->vm, c->vm->cpuid->tsc_base);
     bt_pv_reset(c);
 }

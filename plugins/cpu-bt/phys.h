@@ -31,7 +31,7 @@ int bt_phys_set_slot(struct bt_vm *vm, const struct hvx_mem_slot *slot, struct h
 void bt_phys_destroy(struct bt_vm *vm);
 
 /* sync.c: between vCPUs */
-enum { BT_SYNC_DROP_WRITE = 1, BT_SYNC_INVALIDATE, BT_SYNC_FLUSH, BT_SYNC_RANGE };
+enum { BT_SYNC_DROP_WRITE = 1, BT_SYNC_INVALIDATE, BT_SYNC_FLUSH, BT_SYNC_RANGE, BT_SYNC_UNCODE };
 int bt_sync_create(struct bt_vm *vm);
 void bt_sync_destroy(struct bt_vm *vm);
 /* Ask the vCPUs in `mask` (bit per index); self is the calling vCPU or NULL;

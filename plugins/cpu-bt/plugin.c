@@ -6,6 +6,7 @@
 #include "apic.h"
 #include "cache.h"
 #include "cpu_model.h"
+#include "direct.h"
 #include "phys.h"
 #include "run.h"
 #include "state.h"
@@ -66,6 +67,7 @@ static void vm_destroy(struct hvx_engine_vm *e)
     struct bt_vm *vm = (struct bt_vm *)e;
     if (!vm)
         return;
+    free(vm->direct_ram);
     bt_irqchip_destroy(vm);
     bt_cpuid_destroy(vm);
     bt_sync_destroy(vm);
@@ -99,6 +101,14 @@ static int vm_create(void *ctx, struct hvx_vm *hvm, const struct hvx_engine_conf
     }
     vm->host_xcr0 = host_xcr0();
     vm->have_bmi2 = host_has(7, 1, 8);
+    vm->direct_ram = calloc(DIRECT_MAX_RAM, sizeof(*vm->direct_ram));
+    const char *direct = cfg->options ? e->host->conf_string(cfg->options, "direct") : "off";
+    vm->direct_user = !strcmp(direct, "user") || !strcmp(direct, "all");
+    vm->direct_helpers = cfg->options ? (unsigned)e->host->conf_int(cfg->options, "direct-helpers") : 1;
+    if (!vm->direct_ram) {
+        free(vm);
+        return hvx_fail(err, -ENOMEM, "cpu-bt: out of memory");
+    }
     pthread_mutex_init(&vm->lock, NULL);
     rc = bt_sync_create(vm);
     if (!rc)
@@ -219,6 +229,7 @@ void bt_vcpu_init(struct bt_vcpu *c, bool init)
         bt_seg_update(c, i);
     bt_mode_update(c);
     bt_tlb_flush_all(c);
+    bt_direct_reset(c);
     if (!init)
         bt_cache_flush(c);
 }
@@ -232,6 +243,7 @@ static void vcpu_destroy(struct hvx_vcpu *v)
     struct bt_vcpu *c = (struct bt_vcpu *)v;
     if (!c)
         return;
+    bt_direct_destroy(c->vm); /* of all vCPUs: none runs any more */
     c->vm->vcpu[c->index] = NULL;
     bt_apic_destroy(c);
     bt_trans_destroy(c->trans);
@@ -404,6 +416,8 @@ static int vcpu_get(struct hvx_vcpu *v, struct hvx_vcpu_regs *r)
 static void set_tsc(struct bt_vcpu *c, uint64_t tsc)
 {
     uint64_t offset = tsc - bt_tsc_scale(c->vm, bt_host_tsc());
+    if (!tsc && c->vm->direct_user && !c->vm->tsc_ratio) /* power-on: see bt_msr_reset() */
+        offset = 0;
     for (unsigned i = 0; i < c->vm->n_vcpus; i++) {
         const struct bt_vcpu *o = c->vm->vcpu[(c->index + i) % c->vm->n_vcpus];
         int64_t d = o ? (int64_t)(offset - o->tsc_offset) : INT64_MAX;
@@ -480,6 +494,7 @@ static int vcpu_set(struct hvx_vcpu *v, const struct hvx_vcpu_regs *r, struct hv
     bt_mode_update(c);
     bt_cache_flush(c);
     bt_tlb_flush_all(c);
+    bt_direct_reset(c);
     bt_load_pdptes(c);
     bt_events_set(c, r);
     atomic_fetch_or(&c->pending, BT_PEND_IRQ);
@@ -541,9 +556,29 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
         S(kicks, "signals");
         S(unchains, "blocks");
         S(sync_requests, "times");
+        if (!c->direct)
+            continue;
+        fn(opaque, g, "direct_ns", (uint64_t)((double)c->st.direct_cycles * 1e9 / (double)vm->host_tsc_hz), "ns");
+        S(direct_entries, "times");
+        S(direct_syscalls, "exits");
+        S(direct_faults, "exits");
+        S(direct_kicks, "exits");
+        S(direct_soft, "exits");
+        S(direct_left, "times");
+        S(direct_maps, "calls");
+        S(direct_pages, "pages");
+        S(direct_unmaps, "calls");
+        S(direct_compares, "times");
+        S(direct_uncoded, "pages");
+        S(direct_failures, "times");
+        S(direct_lost, "helpers");
+        S(direct_killed, "programs");
+        S(direct_meddled, "times");
 #undef S
     }
 }
+
+static int prepare(struct hvx_engine_vm *e, struct hvx_error *err) { return bt_direct_prepare((struct bt_vm *)e, err); }
 
 static int cpu_models(void *ctx, hvx_cpu_model_fn fn, void *opaque)
 {
@@ -555,6 +590,10 @@ static int cpu_models(void *ctx, hvx_cpu_model_fn fn, void *opaque)
 static const struct hvx_option options[] = {
     {.name = "cpu", .type = HVX_OPT_STRING, .def = "host",
      .help = "CPU model when hvx run has no --cpu: NAME[,+FEATURE,-FEATURE][,hypervisor=kvm|hvx|none][,tsc-frequency=HZ]"},
+    {.name = "direct", .type = HVX_OPT_ENUM, .choices = "off|kernel|user|all", .def = "all",
+     .help = "what may run without look-ups: kernels in the VM's own process, programs natively in helper processes"},
+    {.name = "direct-helpers", .type = HVX_OPT_INT, .min = 1, .max = DIRECT_PROCS_MAX, .def = "8",
+     .help = "helper processes for each vCPU: as many programs of the guest can run natively in turns"},
     {.name = NULL},
 };
 
@@ -576,6 +615,7 @@ static const struct hvx_cpu_ops ops = {
     .irqchip_state = irqchip_state,
     .irq_line = irq_line,
     .irq_tick = irq_tick,
+    .prepare = prepare,
     .msi = msi,
     .code_written = code_written,
     .stats = stats,

@@ -7,6 +7,7 @@
 #include "sys.h"
 #include "apic.h"
 #include "cache.h"
+#include "direct.h"
 #include "phys.h"
 #include "translate.h"
 #include <linux/futex.h>
@@ -208,6 +209,8 @@ uint64_t bt_op_end_c(struct bt_vcpu *c, const struct bt_op *op)
     if (must_leave(c))
         return k->stub_leave;
     unsigned t = c->cpl == 3;
+    if (t && c->direct && (op->id == BT_OP_sysret || op->id == BT_OP_iret) && bt_direct_wanted(c, op->id == BT_OP_iret))
+        return k->stub_leave;
     jc_check(c, t);
     return c->jc[t][bt_jc_index(c->rip)];
 }
@@ -351,6 +354,8 @@ static void interrupts(struct bt_vcpu *c)
 static void halt_wait(struct bt_vcpu *c)
 {
     c->st.halts++;
+    if (c->direct)
+        bt_direct_idle(c);
     bt_quiescent_enter(c);
     while (!atomic_load(&c->pending))
         sys4(SYS_futex, (long)&c->pending, FUTEX_WAIT_PRIVATE, 0, 0);
@@ -437,6 +442,8 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         return 0;
     }
     if (atomic_load(&c->pending) & ~(BT_PEND_IRQ | BT_PEND_NMI))
+        return 0;
+    if (c->direct && c->cpl == 3 && !(c->force_careful | c->force_single | c->shadow) && bt_direct_run(c))
         return 0;
     jc_check(c, c->cpl == 3); /* an exception or interrupt may have changed the mode */
     uint32_t mode = c->mode;

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include "apic.h"
 #include "cache.h"
+#include "direct.h"
 #include "run.h"
 #include <string.h>
 #include <sys/mman.h>
@@ -38,6 +39,8 @@ static void on_kick(int sig, siginfo_t *info, void *ucv)
     if (info->si_code == SI_TIMER)
         atomic_fetch_or(&c->pending, BT_PEND_TIMER);
     c->st.kicks++;
+    if (c->in_code == 3)
+        bt_direct_kick(c);
     if (c->in_code != 1)
         return;
     uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];

@@ -9,6 +9,7 @@
  * So one of the two sees the other.
  */
 #include "cache.h"
+#include "direct.h"
 #include "phys.h"
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -99,9 +100,16 @@ void bt_sync_process(struct bt_vcpu *c)
         case BT_SYNC_RANGE: /* other memory there now */
             bt_tlb_flush_all(c);
             bt_invalidate_local(c, q->req[i].pa, q->req[i].n, NULL);
+            if (c->direct)
+                bt_direct_forget(c);
+            break;
+        case BT_SYNC_UNCODE:
+            bt_direct_uncode(c, q->req[i].pa);
             break;
         default:
             bt_tlb_flush_all(c);
+            if (c->direct)
+                bt_direct_forget(c);
             atomic_fetch_or(&c->pending, BT_PEND_FLUSH);
         }
     }

@@ -3,6 +3,7 @@
  * plugins/cpu-bt/tlb.c - the software TLB: filling and flushing it; where
  * code lies.
  */
+#include "direct.h"
 #include "mmu.h"
 
 static inline void forget(struct bt_vcpu *c, unsigned t, unsigned i)
@@ -241,6 +242,8 @@ void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin)
     unsigned i = tlb_index(lin), j = (lin >> 12) % BT_ITLB_SIZE;
     bool local = false;
     c->st.invlpg++;
+    if (c->direct)
+        bt_direct_invlpg(c, lin);
     for (unsigned t = 0; t < 2; t++) {
         if (c->tlb[t][i].tag_r == page)
             forget(c, t, i);
@@ -272,6 +275,8 @@ void bt_tlb_drop_write(struct bt_vcpu *c, uint64_t pa)
     c->tlb_drops++;
     pa &= ~0xfffull;
     c->mmu->drop_gen++;
+    if (c->direct)
+        bt_direct_drop_write(c, pa);
     for (unsigned t = 0; t < 2; t++) {
         struct bt_tlb_entry *e = c->tlb[t];
         for (unsigned i = 0; i < BT_TLB_SIZE; i++)

@@ -169,6 +169,10 @@ struct hvx_cpu_ops {
     /* Optional, may be NULL: n edges on a line that is low before and after,
      * none to be lost; see irq_tick in host.h. Any thread. */
     void (*irq_tick)(struct hvx_engine_vm *e, unsigned gsi, unsigned n);
+    /* Optional, may be NULL: all slots and vCPUs are there, a saved state is
+     * restored, no vCPU has run; afterwards the process confines itself. The
+     * last chance to make processes and executable memory. */
+    int (*prepare)(struct hvx_engine_vm *e, struct hvx_error *err);
 };
 
 HVX_EXTERN_C_END

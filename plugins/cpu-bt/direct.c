@@ -1,0 +1,392 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plugins/cpu-bt/direct.c - the user-direct tier: when a program runs natively,
+ * and how it gets in and out: direct.h.
+ */
+#define _GNU_SOURCE
+#include "cpu_model.h"
+#include "direct.h"
+#include "run.h"
+#include "sys.h"
+#include <errno.h>
+#include <linux/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+
+/* Times in units of 256 cycles of the host's counter, some 0.1 us. */
+#define SHIFT 8
+#define ENTER_MEAN 250  /* in the soft tier, between two entries of the kernel, so that it pays */
+#define LEAVE_MEAN 35   /* in the helper, getting into the program and out of it included (10), the switches not */
+#define FIRST_MEAN (3 * LEAVE_MEAN)
+#define LONG (100 * LEAVE_MEAN)
+#define HOLD_FIRST 64   /* entries before the next try; doubles with each failure */
+#define BACKOFF_MAX 12
+#define LOOK_EVERY 16   /* system calls between two looks at the clock */
+
+#define FLAGS_PROGRAM (BT_ARITH | BT_DF | BT_ID | BT_NT)
+#define CS_PROGRAM 0x33 /* Linux's selectors, which a host and its guest share */
+#define SS_PROGRAM 0x2b
+
+static inline long sys4(long nr, long a, long b, long c, long d)
+{
+    long ret;
+    register long r10 __asm__("r10") = d;
+    __asm__ volatile("syscall" : "=a"(ret) : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
+    return ret;
+}
+
+static void copy(void *to, const void *from, size_t n)
+{
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+}
+
+/* --- waiting ------------------------------------------------------------------------- */
+void bt_direct_kick(struct bt_vcpu *c)
+{
+    sys4(SYS_pidfd_send_signal, c->direct->kick_fd, SIGUSR1, 0, 0);
+}
+
+/* The helper carries out its orders and, with resume, runs the program until something happens. */
+bool bt_direct_wait(struct bt_vcpu *c, struct direct_proc *p, bool resume)
+{
+    uint64_t cookie = p->cookie, n;
+    long rc;
+    p->zone->report.failed = 0;
+    p->zone->orders.resume = resume;
+    p->zone->orders.frame = p->base + p->uc;
+    if (resume) {
+        c->direct->kick_fd = p->pidfd;
+        c->in_code = 3; /* from here on a kick's signal goes on to the helper; it keeps it until it runs the program */
+        atomic_signal_fence(memory_order_seq_cst);
+    }
+    sys4(SYS_write, p->cmd_fd, (long)&cookie, 8, 0);
+    do
+        rc = sys4(SYS_read, p->exit_fd, (long)&n, 8, 0);
+    while (rc == -EINTR);
+    c->in_code = 0;
+    atomic_signal_fence(memory_order_seq_cst);
+    p->zone->orders.n_ops = 0;
+    if (rc == 8 && !atomic_load(&p->dead))
+        return true;
+    bt_direct_lost(c, p);
+    return false;
+}
+
+void bt_direct_lost(struct bt_vcpu *c, struct direct_proc *p)
+{
+    c->st.direct_lost++;
+    atomic_store(&p->dead, 1);
+    sys4(SYS_pidfd_send_signal, p->pidfd, SIGKILL, 0, 0);
+    if (p->space)
+        bt_direct_drop_space(c, p->space);
+}
+
+/* --- policy ---------------------------------------------------------------------------------- */
+static bool can(const struct bt_vcpu *c)
+{
+    const uint32_t wrong = BT_MODE_TF | BT_MODE_NOFPU | BT_MODE_NOSSE | BT_MODE_NOAVX | BT_MODE_EM | BT_MODE_TSD;
+    return c->cpl == 3 && bt_code64(c) && !(c->mode & wrong) && c->iflag && !bt_stepping(c) && !c->bp_data &&
+           !(c->sysflags & (BT_TF | BT_IOPL | BT_VM | BT_AC | BT_VIF | BT_VIP)) && c->seg[BT_CS].selector == CS_PROGRAM &&
+           c->seg[BT_SS].selector == SS_PROGRAM && !(c->seg[BT_DS].selector | c->seg[BT_ES].selector | c->seg[BT_FS].selector |
+           c->seg[BT_GS].selector) && !(c->cr4 & BT_CR4_LA57) && (c->efer & BT_EFER_NXE) && !c->vm->cpuid->restricted;
+}
+
+static void go_soft(struct direct_space *s)
+{
+    s->direct = false;
+    s->since = 0;
+    s->n_entries = 0;
+    s->hold = (uint32_t)HOLD_FIRST << s->backoff;
+    if (s->backoff < BACKOFF_MAX)
+        s->backoff++;
+}
+
+/* How long the program ran between two calls of the kernel; true: it is not worth it. */
+static bool too_short(struct direct_space *s, uint64_t cycles)
+{
+    uint64_t t = cycles >> SHIFT;
+    s->mean = (s->mean * 15 + (t < LONG ? t : LONG)) / 16;
+    if (s->mean > LONG / 4 && s->backoff)
+        s->backoff--;
+    return s->mean < LEAVE_MEAN;
+}
+
+static void note(struct bt_vcpu *c, struct direct_space *s, uint64_t cycles)
+{
+    if (too_short(s, cycles)) {
+        c->st.direct_left++;
+        go_soft(s);
+    }
+}
+
+/* A program is about to go on after the kernel: shall it run natively? Counted in entries, seldom looking at the clock. */
+bool bt_direct_wanted(struct bt_vcpu *c, bool iret)
+{
+    struct bt_direct *d = c->direct;
+    struct direct_space *s = d->current;
+    d->soft = false;
+    if (!s || s->root != (c->cr3 & 0x000ffffffffff000ull))
+        s = bt_direct_space(c);
+    if (s->direct) {
+        uint64_t ran = d->ran;
+        d->ran = 0;
+        if (ran)
+            note(c, s, ran);
+        return s->direct && can(c);
+    }
+    if (s->hold) {
+        s->hold--;
+        s->since = 0;
+        return false;
+    }
+    if (++s->n_entries < LOOK_EVERY && !iret && s->since)
+        return false;
+    uint64_t now = bt_host_tsc();
+    bool pays = s->since && (now - s->since) >> SHIFT >= (uint64_t)ENTER_MEAN * s->n_entries;
+    s->since = now;
+    s->n_entries = 0;
+    if (!pays || !can(c))
+        return false;
+    s->direct = true;
+    s->mean = FIRST_MEAN;
+    d->ran = 0;
+    return true;
+}
+
+void bt_direct_idle(struct bt_vcpu *c)
+{
+    if (c->direct->current)
+        c->direct->current->since = 0;
+}
+
+/* --- registers ----------------------------------------------------------------------------------- */
+static const uint8_t greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                    REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+
+static ucontext_t *frame_of(const struct direct_proc *p) { return (void *)((uint8_t *)p->zone + p->uc); }
+static uint8_t *fp_of(const struct direct_proc *p) { return (uint8_t *)p->zone + p->fp; }
+
+/* The standard form of XSAVE (SDM volume 1, 13.4) in both; the frame may have more components than the guest. */
+#define XSAVE_AVX_END 832
+#define XSAVE_KEPT 2696
+
+static void registers_in(struct bt_vcpu *c, struct direct_proc *p)
+{
+    ucontext_t *u = frame_of(p);
+    greg_t *g = u->uc_mcontext.gregs;
+    uint8_t *fp = fp_of(p);
+    uint64_t *header = (uint64_t *)(fp + 512);
+    copy(u, p->uc_head, sizeof(p->uc_head));
+    for (unsigned i = 0; i < 16; i++)
+        g[greg_of[i]] = (greg_t)c->gpr[i];
+    g[REG_RIP] = (greg_t)c->rip;
+    g[REG_EFL] = (greg_t)((bt_rflags(c) & FLAGS_PROGRAM) | BT_IF | 2);
+    g[REG_CSGSFS] = (greg_t)p->csgsfs;
+    u->uc_mcontext.fpregs = (void *)(p->base + p->fp);
+    *(uint64_t *)&u->uc_sigmask = p->uc_mask;
+    copy(fp, c->xsave, 464);
+    copy(fp + 464, p->sw_reserved, 48);
+    copy(fp + 512, c->xsave + 512, 64);
+    header[0] &= c->vm->host_xcr0;
+    for (unsigned i = 1; i < 8; i++)
+        header[i] = 0;
+    size_t n = header[0] & ~7ull ? XSAVE_KEPT : XSAVE_AVX_END;
+    if (n > p->fp_size)
+        n = p->fp_size;
+    copy(fp + 576, c->xsave + 576, n - 576);
+    *(uint32_t *)(fp + p->fp_size) = FP_XSTATE_MAGIC2;
+    p->zone->orders.fs = c->seg_base[BT_FS];
+    p->zone->orders.gs = c->seg_base[BT_GS];
+}
+
+static void set_base(struct bt_vcpu *c, unsigned seg, uint64_t base)
+{
+    if (base == c->seg_base[seg] || !mmu_canonical(base))
+        return;
+    c->seg[seg].base = base;
+    bt_seg_update(c, seg);
+}
+
+/* What stands in the frame is what the program says: whatever it is, it must be something a program can have. */
+static void registers_out(struct bt_vcpu *c, struct direct_proc *p)
+{
+    const greg_t *g = frame_of(p)->uc_mcontext.gregs;
+    const uint8_t *fp = fp_of(p);
+    for (unsigned i = 0; i < 16; i++)
+        c->gpr[i] = (uint64_t)g[greg_of[i]];
+    c->rip = (uint64_t)g[REG_RIP];
+    const uint32_t keep = FLAGS_PROGRAM | BT_TF | BT_AC;
+    bt_set_rflags(c, (bt_rflags(c) & ~keep) | ((uint32_t)g[REG_EFL] & keep));
+    copy(c->xsave, fp, 464);
+    *(uint32_t *)(c->xsave + 24) &= 0xffff; /* MXCSR */
+    uint64_t *header = (uint64_t *)(c->xsave + 512), bv = *(const uint64_t *)(fp + 512) & c->vm->host_xcr0;
+    for (unsigned i = 1; i < 8; i++)
+        header[i] = 0;
+    header[0] = bv;
+    size_t n = bv & ~7ull ? XSAVE_KEPT : XSAVE_AVX_END;
+    if (n > p->fp_size)
+        n = p->fp_size;
+    copy(c->xsave + 576, fp + 576, n - 576);
+    set_base(c, BT_FS, p->zone->report.fs);
+    set_base(c, BT_GS, p->zone->report.gs);
+    if (c->sysflags & (BT_TF | BT_AC))
+        bt_mode_update(c);
+}
+
+/* --- running ---------------------------------------------------------------------------------------- */
+/* A fault for want of a page. True: the program can go on at once. May raise #PF. */
+static bool page_fault(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, uint64_t error)
+{
+    struct bt_direct *d = c->direct;
+    unsigned acc = BT_ACC_USER | (error & PF_W ? BT_ACC_WRITE : 0) | (error & PF_I ? BT_ACC_FETCH : 0);
+    c->st.direct_faults++;
+    if (lin >> 47 || lin - s->proc->base < sizeof(struct direct_zone)) {
+        d->soft = true;
+        return false;
+    }
+    d->hint = lin;
+    switch (bt_direct_map(c, s, lin, acc)) {
+    case DIRECT_MAPPED:
+        d->hint = 0;
+        return true;
+    case DIRECT_SOFT_PAGE:
+        d->soft_page = lin & ~0xfffull;
+        break;
+    default:
+        d->soft = true;
+    }
+    d->hint = 0;
+    c->st.direct_soft++;
+    return false;
+}
+
+/* Why the program came out; true: it can go on at once. */
+static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p)
+{
+    struct bt_direct *d = c->direct;
+    const greg_t *g = frame_of(p)->uc_mcontext.gregs;
+    uint64_t signal = p->zone->report.signal, trap = (uint64_t)g[REG_TRAPNO], cr2 = (uint64_t)g[REG_CR2];
+    uint64_t error = (uint64_t)g[REG_ERR], cs = (uint64_t)g[REG_CSGSFS] & 0xffff;
+    bool lost = p->zone->report.frame != p->base + p->uc - 8;
+    registers_out(c, p);
+    if (lost || c->rip - p->base < sizeof(struct direct_zone)) { /* it meddled with the stub: direct.h says why that ends it */
+        c->st.direct_meddled++;
+        bt_direct_lost(c, p);
+        return false; /* the guest's own tables have nothing there: #PF */
+    }
+    if (cs != CS_PROGRAM) { /* a far transfer to another code segment of the host's: the guest has its own */
+        uint64_t desc = sys_desc_read(c, (uint32_t)cs, BT_EX_GP, 0);
+        if (!sys_desc_code(desc) || !sys_desc_p(desc) || sys_desc_dpl(desc) != 3 || sys_desc_l(desc))
+            bt_raise_err(c, BT_EX_GP, (uint32_t)cs & 0xfffc);
+        sys_commit_cs(c, (uint32_t)cs, desc, 3);
+        sys_mode_cs(c, true);
+    }
+    switch (signal) {
+    case SIGUSR1:
+        c->st.direct_kicks++;
+        return false;
+    case SIGSEGV:
+        if (trap == BT_EX_PF)
+            return page_fault(c, s, cr2, error);
+        break;
+    case SIGSYS:
+        c->st.direct_syscalls++;
+        if (!(c->rip >> 47))
+            c->rip -= 2;
+        break;
+    case SIGTRAP:
+        if (trap == BT_EX_BP) {
+            c->rip -= 1;
+        } else if (c->sysflags & BT_TF) { /* it has set TF itself */
+            c->dr[6] |= 0x4000;
+            bt_raise(c, BT_EX_DB);
+        } else {
+            c->rip -= 1; /* INT1 */
+        }
+        break;
+    default:
+        break;
+    }
+    c->st.direct_soft += signal != SIGSYS;
+    d->soft = true; /* the instruction itself runs in the soft tier */
+    return false;
+}
+
+/* RDTSC is native where the guest's counter is the host's. */
+static void tsc_order(struct bt_vcpu *c, struct direct_proc *p)
+{
+    bool faults = c->tsc_offset || c->vm->tsc_ratio;
+    if (faults == p->tsc_faults)
+        return;
+    struct direct_orders *o = &p->zone->orders;
+    if (o->n_ops == DIRECT_MAX_OPS) /* the next time */
+        return;
+    struct direct_op *op = &o->op[o->n_ops++];
+    op->nr = SYS_prctl;
+    op->arg[0] = 26;             /* PR_SET_TSC */
+    op->arg[1] = faults ? 2 : 1; /* PR_TSC_SIGSEGV, PR_TSC_ENABLE */
+    op->arg[2] = op->arg[3] = op->arg[4] = op->arg[5] = 0;
+    p->tsc_faults = faults;
+    o->clock = !faults;
+}
+
+bool bt_direct_run(struct bt_vcpu *c)
+{
+    struct bt_direct *d = c->direct;
+    if (d->soft_page) {
+        if ((c->rip & ~0xfffull) == d->soft_page && c->cpl == 3) {
+            c->force_single = 1;
+            return false;
+        }
+        d->soft_page = 0;
+    }
+    if (d->soft || !can(c))
+        return false;
+    struct direct_space *s = bt_direct_space(c);
+    if (!s->direct || (!s->proc && !bt_direct_give_proc(c, s)))
+        return false;
+    struct direct_proc *p = s->proc;
+    if (atomic_load(&p->dead)) { /* killed while it waited: nothing is lost */
+        bt_direct_lost(c, p);
+        return false;
+    }
+    bt_fp_save(c);
+    bt_direct_compare(c, s);
+    tsc_order(c, p);
+    if (s->fresh) {
+        s->fresh = false;
+        bt_direct_prefetch(c, s);
+    }
+    if (d->hint) { /* the guest's kernel has just been asked for it */
+        uint64_t lin = d->hint;
+        struct bt_walk w;
+        d->hint = 0;
+        if (mmu_walk(c, lin, BT_ACC_USER, &w, true) == BT_WALKED)
+            (void)bt_direct_map(c, s, lin, BT_ACC_USER | (w.writable && w.dirty ? BT_ACC_WRITE : 0));
+    }
+    for (;;) {
+        if (!s->proc || s->forget || atomic_load(&c->pending)) /* orders wait for the next time */
+            return true;
+        registers_in(c, p);
+        uint64_t t = bt_host_tsc();
+        c->st.direct_entries++;
+        if (!bt_direct_wait(c, p, true)) {
+            /* Its registers are gone with it, and what it did since they were last seen cannot be done again. */
+            c->st.direct_killed++;
+            bt_raise(c, BT_EX_UD);
+        }
+        if (p->zone->report.failed) {
+            p->zone->report.failed = 0;
+            c->st.direct_failures++;
+            bt_direct_drop_space(c, s);
+            go_soft(s);
+            return true; /* the program has not run: its registers are as they were */
+        }
+        t = bt_host_tsc() - t;
+        c->st.direct_cycles += t;
+        uint64_t inside = p->zone->orders.clock ? p->zone->report.out - p->zone->report.in : t - t / 2;
+        d->ran += inside < t ? inside : t;
+        if (!out(c, s, p))
+            return true;
+    }
+}

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plugins/cpu-bt/direct.h - the user-direct tier: 64-bit programs run natively,
+ * at their own addresses, in a helper process.
+ *
+ *     direct.c        when to, and getting in and out
+ *     direct_map.c    which guest pages a helper has, and when they must go
+ *     direct_proc.c   making helpers: process, filter, zone; ordinary C
+ *     direct_stub.S   the only code in a helper that is not the guest's
+ *
+ * A helper
+ *   is a process of one thread that holds nothing but pages of guest memory, as
+ *   one address space of the guest maps them for programs, and its zone (struct
+ *   direct_zone): the stub, a page of orders, a stack for signals. A vCPU has a
+ *   few, made before the VM's process confines itself. Each belongs to one root
+ *   of guest page tables at a time and keeps its pages while others run.
+ *
+ * In and out
+ *   The vCPU's thread writes registers into the frame of the helper's last
+ *   signal and the orders into the zone, and the cookie to the eventfd that the
+ *   stub waits on. The stub carries the orders out - mmap, munmap - and returns
+ *   from the signal: the program goes on. What the program does that needs the
+ *   guest's kernel is a signal: a system call (the filter traps it), a fault, a
+ *   page that is not there, a kick. The stub's handler tells the vCPU and waits.
+ *   What comes next is the vCPU's affair: it maps the page, or it goes on in the
+ *   soft tier at that instruction, which does what the processor would have done.
+ *
+ * Why a program gains nothing from the stub
+ *   It can read it, jump into it, and write the signal stack. But
+ *   - the orders lie in pages that the helper can only read;
+ *   - each system call that does something must carry the cookie, 64 random
+ *     bits, in the upper halves of two argument registers that the call
+ *     ignores; the filter checks them. The cookie is in the helper only while
+ *     the stub carries out orders: it comes by read() into the zone and leaves
+ *     the registers before the program goes on. All signals are blocked then;
+ *   - the stub takes no address from a register or from memory that the
+ *     program can write. The other two system calls, read and write of the
+ *     eventfds, are pinned by the filter to their arguments, and lead into the
+ *     stub's own waiting;
+ *   - whoever jumps into the stub may be interrupted there, with the cookie in
+ *     the frame: so an exit whose RIP lies in the zone ends that helper.
+ *   What the vCPU reads from the zone is taken for what a program could have
+ *   put into its registers, and is checked as such.
+ *
+ * Coherence
+ *   A helper's pages are a TLB: they may be stale until the guest flushes. A
+ *   flush of a space gives it a new number (struct bt_space's gen); before a
+ *   helper runs under another number than its pages were last compared under,
+ *   each mapped page's entry is compared with the guest's tables, and what
+ *   differs goes. INVLPG marks the 2 MiB around. A page is writable in a helper
+ *   only when D is set and no vCPU has translations of it: the same `written`
+ *   and `code` protocol as for entries of the software TLB (tlb.c).
+ */
+#ifndef BT_DIRECT_H
+#define BT_DIRECT_H
+
+#include "mmu.h"
+
+/* --- the zone: what a helper has besides guest pages ----------------------------- */
+#define DIRECT_MAX_OPS 511u
+#define DIRECT_STACK 65536u
+#define DIRECT_CMD_FD 3
+#define DIRECT_EXIT_FD 4
+#define DIRECT_RAM_FD 5 /* and on */
+#define DIRECT_MAX_RAM 8u
+
+struct direct_op { /* one system call */
+    uint64_t nr, arg[6], pad;
+};
+/* Written by the vCPU; the helper can only read it. Offsets are known to direct_stub.S. */
+struct direct_orders {
+    uint64_t one;     /* what the stub writes to tell of an exit */
+    uint64_t n_ops;
+    uint64_t resume;  /* 0: tell when done, and wait again */
+    uint64_t frame;   /* RSP for rt_sigreturn */
+    uint64_t fs, gs;  /* bases */
+    uint64_t clock;   /* RDTSC does not trap: report.in and .out */
+    uint64_t pad;
+    struct direct_op op[DIRECT_MAX_OPS];
+};
+/* Written by the stub, and by any program that cares to. */
+struct direct_report {
+    uint64_t cookie; /* read() puts it here; 0 but for a moment */
+    uint64_t fs, gs;
+    uint64_t frame;  /* RSP in the handler */
+    uint64_t signal;
+    uint64_t failed; /* an order's result, if it was an error */
+    uint64_t failed_op;
+    uint64_t in, out; /* the counter before the program ran, and after; for the policy alone */
+    uint64_t pad[503];
+};
+struct direct_zone {
+    uint8_t code[4096];
+    struct direct_orders orders; /* 8 pages */
+    struct direct_report report; /* 1 page */
+    uint8_t stack[DIRECT_STACK];
+};
+_Static_assert(sizeof(struct direct_orders) == 32768 && sizeof(struct direct_report) == 4096, "whole pages: direct_stub.S");
+
+/* --- a helper, as its vCPU sees it -------------------------------------------------- */
+struct direct_space;
+struct direct_proc {
+    int pid, pidfd, cmd_fd, exit_fd;
+    _Atomic uint32_t dead; /* set by the reaper's thread */
+    bool tsc_faults;       /* RDTSC traps */
+    uint64_t cookie;
+    struct direct_zone *zone; /* our mapping of it */
+    uint64_t base;            /* where the helper has it */
+    uint64_t uc, fp;          /* in the zone: its ucontext_t, the XSAVE area */
+    uint32_t fp_size;         /* of the area without the closing magic */
+    uint64_t uc_head[5], uc_mask, csgsfs; /* the kernel's own values, put back each time */
+    uint8_t sw_reserved[48];
+    struct direct_space *space;
+};
+
+/* 2 MiB of a space, as far as pages of it are mapped in the helper. */
+struct direct_region {
+    uint64_t number; /* lin >> 21 */
+    uint32_t next_hash, next_space;
+    uint16_t space, n_mapped;
+    bool stale; /* compare before the helper runs */
+    uint64_t mapped[8], writable[8], gone[8]; /* gone: still to be unmapped */
+    uint64_t pte[512]; /* as mapped: address and rights, see direct_map.c */
+};
+#define DIRECT_REGIONS 4096u
+#define DIRECT_HASH 4096u
+#define DIRECT_SPACES 128u
+#define DIRECT_PROCS_MAX 32u
+#define DIRECT_MAX_PAGES 40000u /* of a helper: under the host's usual max_map_count however scattered */
+
+/* One root of guest page tables; kept for some that have no helper, for what was learnt about them. */
+struct direct_space {
+    uint64_t root; /* 0: free */
+    struct direct_proc *proc;
+    uint64_t gen;  /* of the bt_space under which pages were last compared */
+    uint64_t last; /* use */
+    uint32_t regions, n_pages; /* list; mapped ones */
+    bool stale;    /* some region is */
+    bool forget;   /* unmap everything first */
+    bool fresh;    /* its helper has just been given to it */
+    /* policy: direct.c */
+    bool direct;
+    uint8_t backoff;
+    uint32_t n_entries, hold;
+    uint64_t since, mean;
+};
+
+struct bt_direct {
+    unsigned n_procs;
+    struct direct_proc proc[DIRECT_PROCS_MAX];
+    struct direct_space space[DIRECT_SPACES];
+    struct direct_space *current; /* of c->cr3, or NULL: not looked up */
+    uint64_t clock, epoch; /* epoch: counts regions given up */
+    uint32_t hash[DIRECT_HASH];
+    uint32_t free_region, n_regions; /* 0 is never used */
+    uint16_t rw_filter[65536];       /* how many writable pages, by hash of the address */
+    uint64_t soft_page;              /* linear page that must not run natively and is running: one instruction at a time */
+    bool soft;                       /* until the program next comes from the kernel */
+    uint64_t ran;                    /* cycles of the program since the kernel last let it go on */
+    uint64_t hint;                   /* a page that the guest has just been asked for */
+    int kick_fd;                     /* pidfd of the helper that runs */
+    struct direct_region region[DIRECT_REGIONS];
+};
+
+/* Guest RAM that helpers can map. */
+struct direct_ram {
+    uintptr_t hva;
+    uint64_t bytes, offset;
+    int fd, helper_fd;
+};
+
+/* direct_proc.c */
+int bt_direct_prepare(struct bt_vm *vm, struct hvx_error *err); /* before confinement; 0 also when the tier stays off */
+void bt_direct_reset(struct bt_vcpu *c);
+void bt_direct_destroy(struct bt_vm *vm);
+/* direct_map.c. In translated code's company: no vector registers, no libc. */
+struct direct_space *bt_direct_space(struct bt_vcpu *c);
+bool bt_direct_give_proc(struct bt_vcpu *c, struct direct_space *s);
+void bt_direct_drop_space(struct bt_vcpu *c, struct direct_space *s);
+/* Orders for what must go, and for what is likely to be needed. */
+void bt_direct_compare(struct bt_vcpu *c, struct direct_space *s);
+bool bt_direct_room(struct bt_vcpu *c, struct direct_space *s);
+void bt_direct_prefetch(struct bt_vcpu *c, struct direct_space *s);
+enum { DIRECT_MAPPED, DIRECT_SOFT, DIRECT_SOFT_PAGE };
+/* Raises #PF when the guest has no such page. */
+int bt_direct_map(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, unsigned acc);
+/* Orders are carried out without running the program; false: the helper is lost. */
+bool bt_direct_flush_orders(struct bt_vcpu *c, struct direct_space *s);
+/* hooks */
+void bt_direct_invlpg(struct bt_vcpu *c, uint64_t lin);
+void bt_direct_drop_write(struct bt_vcpu *c, uint64_t pa);
+void bt_direct_forget(struct bt_vcpu *c);          /* guest-physical memory has changed */
+void bt_direct_uncode(struct bt_vcpu *c, uint64_t pa); /* drop our translations of the page, and the mark */
+/* direct.c */
+bool bt_direct_wanted(struct bt_vcpu *c, bool iret); /* a program is about to be entered */
+bool bt_direct_run(struct bt_vcpu *c);              /* false: not now, go on in the soft tier */
+bool bt_direct_wait(struct bt_vcpu *c, struct direct_proc *p, bool resume);
+void bt_direct_kick(struct bt_vcpu *c);             /* async-signal-safe */
+void bt_direct_idle(struct bt_vcpu *c); /* the guest halts: what it was at does not compute */
+void bt_direct_lost(struct bt_vcpu *c, struct direct_proc *p);
+
+#endif
