@@ -16,11 +16,12 @@
 /* Times in units of 256 cycles of the host's counter, some 0.1 us. */
 #define SHIFT 8
 #define ENTER_MEAN 250  /* in the soft tier, between two entries of the kernel, so that it pays */
+#define ENTER_CREDIT 20000 /* and for some 2 ms: a helper is not given to programs that are about to end */
 #define LEAVE_MEAN 35   /* in the helper, getting into the program and out of it included (10), the switches not */
 #define FIRST_MEAN (3 * LEAVE_MEAN)
 #define LONG (100 * LEAVE_MEAN)
-#define HOLD_FIRST 64   /* entries before the next try; doubles with each failure */
-#define BACKOFF_MAX 12
+#define HOLD_FIRST 20000 /* some 2 ms before the next try; doubles with each failure */
+#define BACKOFF_MAX 6
 #define LOOK_EVERY 16   /* system calls between two looks at the clock */
 
 #define FLAGS_PROGRAM (BT_ARITH | BT_DF | BT_ID | BT_NT)
@@ -96,7 +97,7 @@ static void go_soft(struct direct_space *s)
     s->direct = false;
     s->since = 0;
     s->n_entries = 0;
-    s->hold = (uint32_t)HOLD_FIRST << s->backoff;
+    s->hold = bt_host_tsc() + ((uint64_t)HOLD_FIRST << SHIFT << s->backoff);
     if (s->backoff < BACKOFF_MAX)
         s->backoff++;
 }
@@ -134,19 +135,21 @@ bool bt_direct_wanted(struct bt_vcpu *c, bool iret)
             note(c, s, ran);
         return s->direct && can(c);
     }
-    if (s->hold) {
-        s->hold--;
-        s->since = 0;
-        return false;
-    }
     if (++s->n_entries < LOOK_EVERY && !iret && s->since)
         return false;
     uint64_t now = bt_host_tsc();
-    bool pays = s->since && (now - s->since) >> SHIFT >= (uint64_t)ENTER_MEAN * s->n_entries;
+    bool pays = s->since && now > s->hold && (now - s->since) >> SHIFT >= (uint64_t)ENTER_MEAN * s->n_entries;
+    uint64_t t = now - s->since;
     s->since = now;
     s->n_entries = 0;
-    if (!pays || !can(c))
+    if (!pays) {
+        s->credit /= 2;
         return false;
+    }
+    s->credit += t;
+    if (s->credit >> SHIFT < ENTER_CREDIT || !can(c))
+        return false;
+    s->credit = 0;
     s->direct = true;
     s->mean = FIRST_MEAN;
     d->ran = 0;

@@ -141,8 +141,8 @@ struct direct_space {
     /* policy: direct.c */
     bool direct;
     uint8_t backoff;
-    uint32_t n_entries, hold;
-    uint64_t since, mean;
+    uint32_t n_entries;
+    uint64_t hold, since, mean, credit;
 };
 
 struct bt_direct {

@@ -187,8 +187,9 @@ struct direct_space *bt_direct_space(struct bt_vcpu *c)
     s->root = root;
     s->direct = s->forget = s->stale = false;
     s->backoff = 0;
-    s->n_entries = s->hold = 0;
-    s->gen = s->mean = 0;
+    s->n_entries = 0;
+    s->hold = 0;
+    s->gen = s->mean = s->credit = 0;
 found:
     s->last = ++d->clock;
     s->since = 0;
