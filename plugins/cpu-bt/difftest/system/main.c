@@ -300,12 +300,15 @@ static void run(uint32_t seed, uint32_t number, uint32_t only)
 }
 
 uint32_t cr4_features;
+bool amd;
 
 /* CR4 bits that this processor has, of those that cases use. Both sides are given the same
  * processor as far as it matters here; a case must not depend on what is left. */
 static void features(void)
 {
     uint32_t a, b, c, d;
+    __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(0));
+    amd = c == 0x444d4163; /* "cAMD" */
     __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
     cr4_features = 0x21e | 0x100 | ((b & 1) ? 0x10000 : 0) | (b >> 7 & 1 ? 0x100000 : 0) | (c >> 2 & 1 ? 0x800 : 0);
     put_string("# cr4 "), put_hex(cr4_features, 8), put_char('\n');
