@@ -308,6 +308,8 @@ struct bt_vm {
     struct bt_syncq *syncq;     /* sync.c */
     bool have_bmi2;
     bool amd;                   /* CPUID shows a processor of AMD's */
+    bool host_amd;              /* the host's is one */
+    uint32_t mxcsr_mask;        /* bits that the host's MXCSR has; bit 17, MM, is AMD's */
     bool hypercalls;            /* VMCALL and VMMCALL are not #UD */
 };
 
