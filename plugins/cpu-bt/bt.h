@@ -251,6 +251,7 @@ struct bt_vcpu {
     const struct hvx_host *host;
     struct bt_cache *cache;
     struct trans *trans; /* translator, trans.h */
+    struct bt_perf_map *perf_map; /* option perf-map: perf_map.c */
     struct bt_mmu *mmu;
     struct bt_apic *apic; /* apic.c */
     struct bt_tlb_entry *tlb[2];  /* [0] supervisor, [1] user */
@@ -307,6 +308,8 @@ struct bt_vm {
     uint64_t host_xcr0;         /* features saved by bt_fp_save: x87 SSE AVX AVX-512 */
     struct bt_syncq *syncq;     /* sync.c */
     bool have_bmi2;
+    int perf_map_fd;            /* -1: option perf-map is off */
+    _Atomic uint64_t perf_map_bytes;
     bool amd;                   /* CPUID shows a processor of AMD's */
     bool host_amd;              /* the host's is one */
     uint32_t mxcsr_mask;        /* bits that the host's MXCSR has; bit 17, MM, is AMD's */

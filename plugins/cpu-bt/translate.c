@@ -5,6 +5,7 @@
  */
 #include "translate.h"
 #include "cpu_model.h"
+#include "perf_map.h"
 #include "trans.h"
 #include <stdlib.h>
 
@@ -472,6 +473,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     b->len = (uint16_t)(lastx->rip + lastx->d.length - rip);
     k->n_blocks++;
     bt_block_insert(c, b);
+    bt_perf_map_block(c, b);
     if (e->relocs)
         bt_relocs_keep(c, b, e->relocs);
     e->relocs = NULL;
