@@ -253,6 +253,7 @@ struct bt_vcpu {
     const struct hvx_host *host;
     struct bt_cache *cache;
     struct trans *trans; /* translator, trans.h */
+    struct bt_perf_map *perf_map; /* option perf-map: perf_map.c */
     struct bt_mmu *mmu;
     struct bt_direct *direct; /* NULL: the user-direct tier is off */
     struct bt_apic *apic; /* apic.c */
@@ -313,7 +314,11 @@ struct bt_vm {
     uint64_t host_xcr0;         /* features saved by bt_fp_save: x87 SSE AVX AVX-512 */
     struct bt_syncq *syncq;     /* sync.c */
     bool have_bmi2;
+    int perf_map_fd;            /* -1: option perf-map is off */
+    _Atomic uint64_t perf_map_bytes;
     bool amd;                   /* CPUID shows a processor of AMD's */
+    bool host_amd;              /* the host's is one */
+    uint32_t mxcsr_mask;        /* bits that the host's MXCSR has; bit 17, MM, is AMD's */
     bool hypercalls;            /* VMCALL and VMMCALL are not #UD */
     bool direct_user;           /* programs may run natively */
     bool direct_rdpid;          /* and RDPID must not */

@@ -350,7 +350,7 @@ static void leaf_extended(struct bt_cpuid *m, const struct bt_model *model)
             if (!model)
                 host(0x80000021, 0, h);
             r = add(m, 0x80000021, 0);
-            r[A] = (h[A] & (B(2) /* LFENCE serialises */)) | B(29) /* SRSO_NO */;
+            r[A] = (h[A] & (B(2) /* LFENCE serialises */)) | B(6) /* null selectors clear the base */ | B(29) /* SRSO_NO */;
             r[C] = B(1) | B(2); /* TSA_SQ_NO, TSA_L1_NO */
         }
     }
@@ -395,6 +395,16 @@ static void vendor(struct bt_cpuid *m, const struct bt_model *model)
     m->amd = model ? model->vendor[0] == 'A' : host_is_amd();
 }
 
+/* MXCSR_MASK of an FXSAVE image; 0 is how the first processors with SSE say 0xffbf. */
+static uint32_t host_mxcsr_mask(void)
+{
+    uint8_t image[512] __attribute__((aligned(16))) = {0};
+    uint32_t mask;
+    __asm__ volatile("fxsave %0" : "+m"(image));
+    memcpy(&mask, image + 28, sizeof(mask));
+    return mask ? mask : 0xffbf;
+}
+
 int bt_cpuid_create(struct bt_vm *vm, const char *text, struct hvx_error *err)
 {
     struct bt_cpuid_offer o;
@@ -435,6 +445,8 @@ int bt_cpuid_create(struct bt_vm *vm, const char *text, struct hvx_error *err)
     leaf_tsc(m, vm->tsc_hz);
     vm->cpuid = m;
     vm->amd = m->amd;
+    vm->host_amd = host_is_amd();
+    vm->mxcsr_mask = host_mxcsr_mask();
     vm->hypercalls = m->hypervisor == BT_HYPERVISOR_KVM;
     leaf_hypervisor(m, vm);
     leaf_extended(m, choice.model);

@@ -24,13 +24,13 @@ struct enc {
 
 static bool operand_is(const ZydisDecodedOperand *o, unsigned actions) { return (o->actions & actions) != 0; }
 
-unsigned insn_memory_size(const struct insn *x, const ZydisDecodedOperand *o)
+unsigned insn_memory_size(const struct bt_vm *vm, const struct insn *x, const ZydisDecodedOperand *o)
 {
     unsigned bits = o->size;
     if (x->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && x->d.avx.broadcast.mode && x->d.raw.evex.b)
         bits = o->element_size;
-    if (x->d.mnemonic == ZYDIS_MNEMONIC_MOVSXD && x->d.operand_width == 16)
-        bits = 16; /* SDM: r16, r/m16; Zydis says 32 */
+    if (x->d.mnemonic == ZYDIS_MNEMONIC_MOVSXD && x->d.operand_width == 16 && !vm->host_amd)
+        bits = 16; /* SDM: r16, r/m16; APM, and Zydis: 32. It is the host that will read them. */
     return bits ? bits / 8 : 1;
 }
 
@@ -46,7 +46,7 @@ bool insn_is_masked(const ZydisDecodedInstruction *d)
     }
 }
 
-static void take_apart(struct insn *x, struct enc *n)
+static void take_apart(const struct bt_vm *vm, struct insn *x, struct enc *n)
 {
     const ZydisDecodedInstruction *d = &x->d;
     memset(n, 0, sizeof(*n));
@@ -63,7 +63,7 @@ static void take_apart(struct insn *x, struct enc *n)
             if (o->mem.type == ZYDIS_MEMOP_TYPE_AGEN || n->mem)
                 continue;
             n->mem = o;
-            n->mem_size = insn_memory_size(x, o);
+            n->mem_size = insn_memory_size(vm, x, o);
             n->mem_wr = operand_is(o, ACT_WR);
             /* conditional and masked stores leave bytes alone: the bounce buffer must hold them */
             n->mem_rd = operand_is(o, ACT_RD) || operand_is(o, ZYDIS_OPERAND_ACTION_CONDWRITE) || masked;
@@ -335,20 +335,26 @@ static void swap_high(struct bt_emit *e, unsigned low) /* xchg al, ah and so on 
 }
 
 /* Operands whose misalignment is #GP: the host finds it for those done in place,
- * the slow path must for those that cross pages. */
-static bool must_be_aligned(const ZydisDecodedInstruction *d, unsigned size)
+ * the slow path must for those that cross pages. BT_DESC_ALIGNED, with
+ * BT_DESC_RELAXED where AMD's MXCSR.MM lifts it; 0: may lie anywhere. */
+static uint32_t must_be_aligned(const struct bt_vm *vm, const ZydisDecodedInstruction *d, unsigned size)
 {
     switch (d->mnemonic) {
     case ZYDIS_MNEMONIC_MOVUPS: case ZYDIS_MNEMONIC_MOVUPD: case ZYDIS_MNEMONIC_MOVDQU: case ZYDIS_MNEMONIC_LDDQU:
     case ZYDIS_MNEMONIC_PCMPESTRI: case ZYDIS_MNEMONIC_PCMPESTRM: case ZYDIS_MNEMONIC_PCMPISTRI:
     case ZYDIS_MNEMONIC_PCMPISTRM:
-        return false;
+        return 0;
     case ZYDIS_MNEMONIC_VMOVAPS: case ZYDIS_MNEMONIC_VMOVAPD: case ZYDIS_MNEMONIC_VMOVDQA: case ZYDIS_MNEMONIC_VMOVDQA32:
     case ZYDIS_MNEMONIC_VMOVDQA64: case ZYDIS_MNEMONIC_VMOVNTPS: case ZYDIS_MNEMONIC_VMOVNTPD: case ZYDIS_MNEMONIC_VMOVNTDQ:
-    case ZYDIS_MNEMONIC_VMOVNTDQA:
-        return true;
+    case ZYDIS_MNEMONIC_VMOVNTDQA: case ZYDIS_MNEMONIC_MOVAPS: case ZYDIS_MNEMONIC_MOVAPD: case ZYDIS_MNEMONIC_MOVDQA:
+    case ZYDIS_MNEMONIC_MOVNTPS: case ZYDIS_MNEMONIC_MOVNTPD: case ZYDIS_MNEMONIC_MOVNTDQ: case ZYDIS_MNEMONIC_MOVNTDQA:
+    case ZYDIS_MNEMONIC_CMPXCHG16B:
+        return BT_DESC_ALIGNED;
     default:
-        return size == 16 && d->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY;
+        if (size != 16 || d->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY ||
+            (vm->host_amd && d->meta.isa_set == ZYDIS_ISA_SET_SHA)) /* tried: AMD's processors take them from anywhere */
+            return 0;
+        return BT_DESC_ALIGNED | BT_DESC_RELAXED;
     }
 }
 
@@ -358,10 +364,9 @@ void gen_generic(struct trans *t, struct insn *x)
     const ZydisDecodedInstruction *d = &x->d;
     struct enc n;
     uint8_t scratch[3] = {0, 0, 0};
-    take_apart(x, &n);
+    take_apart(t->c->vm, x, &n);
     if (n.mem) {
-        if (must_be_aligned(d, n.mem_size))
-            t->desc_extra |= BT_DESC_ALIGNED;
+        t->desc_extra |= must_be_aligned(t->c->vm, d, n.mem_size);
         if (insn_is_masked(d))
             t->desc_extra |= BT_DESC_MASKED;
         gen_lookup(t, n.mem, n.mem_size, n.mem_rd, n.mem_wr);

@@ -120,7 +120,7 @@ static void accesses(struct trans *t, unsigned i)
     switch (x->kind) {
     case K_GENERIC:
         if (o && !insn_is_masked(&x->d))
-            x->group = add_operand(t, i, x, o, insn_memory_size(x, o), (o->actions & ACT_WR) != 0);
+            x->group = add_operand(t, i, x, o, insn_memory_size(t->c->vm, x, o), (o->actions & ACT_WR) != 0);
         break;
     case K_PUSH:
         if (x->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY)

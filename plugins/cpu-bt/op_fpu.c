@@ -15,7 +15,6 @@
 #define XSTATE_HEADER 512u
 #define XSTATE_LEGACY 576u
 #define XCOMP_COMPACT (1ull << 63)
-#define MXCSR_MASK 0xffffu
 #define XFEATURE_X87 1ull
 #define XFEATURE_SSE 2ull
 #define XFEATURE_AVX 4ull
@@ -69,7 +68,7 @@ void bt_op_fxrstor(struct bt_vcpu *c, const struct bt_op *op)
     need_fpu(c);
     uint64_t lin = area_lin(c, op, 512, 16, false);
     bt_read_bytes(c, lin, m.b, 512, bt_acc(c));
-    if (sys_get32(m.b + 24) & ~MXCSR_MASK)
+    if (sys_get32(m.b + 24) & ~c->vm->mxcsr_mask)
         sys_gp0(c);
     sys_put16(m.b + 6, 0);
     sys_put64(m.b + 8, 0);
@@ -275,7 +274,7 @@ static void restore(struct bt_vcpu *c, const struct bt_op *op, bool supervisor)
     bool compact = (xcomp & XCOMP_COMPACT) != 0;
     /* Compacted images carry MXCSR only with SSE's state. */
     bool mxcsr = compact ? (bv & rfbm & XFEATURE_SSE) != 0 : (rfbm & (XFEATURE_SSE | XFEATURE_AVX)) != 0;
-    if (mxcsr && (sys_get32(m.b + 24) & ~MXCSR_MASK))
+    if (mxcsr && (sys_get32(m.b + 24) & ~c->vm->mxcsr_mask))
         sys_gp0(c);
     unsigned size = image_size(c, bv & rfbm, xcomp);
     if (size > XSTATE_LEGACY) {

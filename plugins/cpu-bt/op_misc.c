@@ -80,35 +80,47 @@ void bt_op_salc(struct bt_vcpu *c, const struct bt_op *op)
 }
 
 /* --- decimal adjustment ------------------------------------------------------------------- */
-/* SF ZF PF of a byte, with CF and AF given; OF as real processors leave it: clear. */
+/* SF ZF PF of a byte, with CF, AF and OF given. */
 static void set_bcd_flags(struct bt_vcpu *c, uint8_t v, uint32_t extra)
 {
     uint32_t f = extra | (v & 0x80 ? BT_SF : 0) | (v ? 0 : BT_ZF) | (__builtin_parity(v) ? 0 : BT_PF);
     sys_set_flags(c, BT_ARITH, f);
 }
 
-static void adjust_ascii(struct bt_vcpu *c, int sign_of)
+/* OF of old + by = sum, or old - by = sum; `sign_bit` is that of their width. */
+static uint32_t overflow(uint32_t old, uint32_t by, uint32_t sum, bool subtract, uint32_t sign_bit)
 {
-    uint32_t ax = c->gpr[BT_RAX] & 0xffff, f = 0;
+    return (subtract ? (old ^ by) & (old ^ sum) : (old ^ sum) & (by ^ sum)) & sign_bit ? BT_OF : 0;
+}
+
+/* What is undefined of the flags, as found on processors: Intel's have those of AL
+ * as it becomes, AMD's (family 25) those of the 16-bit addition. */
+static void adjust_ascii(struct bt_vcpu *c, bool subtract)
+{
+    uint32_t ax = c->gpr[BT_RAX] & 0xffff, old = ax, by = 0, f = 0;
     if ((ax & 15) > 9 || (bt_rflags(c) & BT_AF)) {
-        ax = sign_of > 0 ? ax + 0x106 : ax - 0x106;
+        by = 0x106;
         f = BT_AF | BT_CF;
     }
-    ax &= 0xff0f;
-    bt_reg_set(c, BT_RAX, 2, 0, ax);
-    set_bcd_flags(c, (uint8_t)ax, f);
+    ax = (subtract ? ax - by : ax + by) & 0xffff;
+    bt_reg_set(c, BT_RAX, 2, 0, ax & 0xff0f);
+    if (!c->vm->amd)
+        set_bcd_flags(c, ax & 0x0f, f);
+    else
+        sys_set_flags(c, BT_ARITH, f | (ax & 0x8000 ? BT_SF : 0) | (ax ? 0 : BT_ZF) | (__builtin_parity(ax & 0xff) ? 0 : BT_PF) |
+                                   overflow(old, by, ax, subtract, 0x8000));
 }
 
 void bt_op_aaa(struct bt_vcpu *c, const struct bt_op *op)
 {
     (void)op;
-    adjust_ascii(c, 1);
+    adjust_ascii(c, false);
 }
 
 void bt_op_aas(struct bt_vcpu *c, const struct bt_op *op)
 {
     (void)op;
-    adjust_ascii(c, -1);
+    adjust_ascii(c, true);
 }
 
 void bt_op_aam(struct bt_vcpu *c, const struct bt_op *op)
@@ -151,6 +163,8 @@ static void adjust_decimal(struct bt_vcpu *c, bool subtract)
         f &= ~BT_CF;
     }
     bt_reg_set(c, BT_RAX, 1, 0, al);
+    if (c->vm->amd) /* undefined; as found, that of the whole addition */
+        f |= overflow(old, (uint8_t)(subtract ? old - al : al - old), al, subtract, 0x80);
     set_bcd_flags(c, al, f);
 }
 

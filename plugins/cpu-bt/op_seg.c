@@ -18,7 +18,7 @@ void bt_op_push_sreg(struct bt_vcpu *c, const struct bt_op *op)
 {
     struct sys_stack k;
     sys_stack_current(c, &k, 0);
-    if (op->opsize == 4) { /* processors write the low half only: SDM volume 2, PUSH */
+    if (op->opsize == 4 && !c->vm->amd) { /* Intel's write the low half only: SDM volume 2, PUSH; AMD's zeros above */
         k.sp = (k.sp - 2) & k.mask;
         sys_push(c, &k, 2, c->seg[op->reg].selector);
     } else {

@@ -382,6 +382,25 @@ static uint64_t compare_run(struct str *s, const uint8_t *src, uint64_t acc, con
     return i;
 }
 
+/* CMPS: both operands, in the order in which processors read them, which faults show: [rDI] first but for AMD's
+ * REPE CMPSB (as found on family 25). */
+static void open_both(struct str *s, uint64_t *n, struct run *src, struct run *dst)
+{
+    const bool src_first = s->c->vm->amd && s->op->rep == 0xf3 && s->size == 1;
+    struct run *run[2] = {src_first ? src : dst, src_first ? dst : src};
+    const unsigned seg[2] = {src_first ? s->op->seg : BT_ES, src_first ? BT_ES : s->op->seg};
+    const unsigned reg[2] = {src_first ? BT_RSI : BT_RDI, src_first ? BT_RDI : BT_RSI};
+
+    open_run(s, seg[0], reg[0], false, n, run[0]);
+    if (not_canonical(s, reg[1]))
+        bt_probe(s->c, run[0]->lin, s->size, bt_acc(s->c));
+    open_run(s, seg[1], reg[1], false, n, run[1]);
+    if (*n && (run[0]->host = run_ptr(s, run[0], *n, false)))
+        run[1]->host = run_ptr(s, run[1], *n, false);
+    if (src_first && !dst->host) /* before the caller reads */
+        bt_probe(s->c, src->lin, s->size, bt_acc(s->c));
+}
+
 /* One piece; false: the repeat condition has ended. */
 static bool compare_piece(struct str *s, bool cmps)
 {
@@ -389,17 +408,12 @@ static bool compare_piece(struct str *s, bool cmps)
     uint64_t n = s->count, done = 1, acc = bt_reg_get(c, BT_RAX, s->size, 0);
     struct run src = {0}, dst;
 
-    /* Processors read [rDI] first. */
-    open_run(s, BT_ES, BT_RDI, false, &n, &dst);
     if (cmps) {
-        if (not_canonical(s, BT_RSI))
-            bt_probe(c, dst.lin, s->size, bt_acc(c));
-        open_run(s, s->op->seg, BT_RSI, false, &n, &src);
-    }
-    if (n) {
-        dst.host = run_ptr(s, &dst, n, false);
-        if (cmps && dst.host)
-            src.host = run_ptr(s, &src, n, false);
+        open_both(s, &n, &src, &dst);
+    } else {
+        open_run(s, BT_ES, BT_RDI, false, &n, &dst);
+        if (n)
+            dst.host = run_ptr(s, &dst, n, false);
     }
     if (dst.host && (!cmps || src.host)) {
         done = compare_run(s, src.host, acc, dst.host, n);
@@ -423,7 +437,8 @@ static void compare(struct bt_vcpu *c, const struct bt_op *op, bool cmps)
     if (!str_begin(&s, c, op))
         return;
     do {
-        c->flags_slot = before; /* what a fault in the middle shows: SDM volume 2, REP */
+        if (!c->vm->amd) /* what a fault in the middle shows: SDM volume 2, REP; on AMD's processors the last compare */
+            c->flags_slot = before;
         if (!compare_piece(&s, cmps)) {
             c->rip = op->next_rip;
             return;

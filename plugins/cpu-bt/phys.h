@@ -64,6 +64,7 @@ void bt_mmio_write(struct bt_vcpu *c, uint64_t pa, unsigned size, uint64_t v);
 #define BT_DESC_USER 0x80000u
 #define BT_DESC_CAREFUL 0x100000u
 #define BT_DESC_ALIGNED 0x200000u /* misaligned: #GP, before any page fault */
+#define BT_DESC_RELAXED 0x2000u    /* with ALIGNED: not while MXCSR.MM is set (AMD) */
 #define BT_DESC_MASKED 0x800000u  /* elements that are masked off must not fault */
 #define BT_DESC_GROUPS 0x1000000u /* the block holds on to look-ups for later: see gen_group.c */
 #define BT_DESC_SS 0x400000u      /* not canonical: #SS */

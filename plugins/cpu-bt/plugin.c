@@ -7,15 +7,20 @@
 #include "cache.h"
 #include "cpu_model.h"
 #include "direct.h"
+#include "perf_map.h"
 #include "phys.h"
 #include "run.h"
 #include "state.h"
 #include "translate.h"
 #include <cpuid.h>
+#include <fcntl.h>
 #include <hvx/plugin.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 struct engine {
     const struct hvx_host *host;
@@ -62,12 +67,29 @@ static uint64_t host_xcr0(void)
     return ((uint64_t)hi << 32 | lo) & 0xe7;
 }
 
+/* perf wants it to be ours; others could put something there first. */
+static int perf_map_open(struct bt_vm *vm, struct hvx_error *err)
+{
+    char path[40];
+    struct stat st;
+    snprintf(path, sizeof(path), "/tmp/perf-%ld.map", (long)getpid());
+    vm->perf_map_fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
+    if (vm->perf_map_fd < 0)
+        return hvx_fail(err, -errno, "cpu-bt: perf-map: cannot open %s: %s", path, strerror(errno));
+    if (fstat(vm->perf_map_fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_nlink != 1 ||
+        ftruncate(vm->perf_map_fd, 0))
+        return hvx_fail(err, -EPERM, "cpu-bt: perf-map: %s is there already and is not a file of ours; remove it", path);
+    return 0;
+}
+
 static void vm_destroy(struct hvx_engine_vm *e)
 {
     struct bt_vm *vm = (struct bt_vm *)e;
     if (!vm)
         return;
     free(vm->direct_ram);
+    if (vm->perf_map_fd >= 0)
+        close(vm->perf_map_fd);
     bt_irqchip_destroy(vm);
     bt_cpuid_destroy(vm);
     bt_sync_destroy(vm);
@@ -99,6 +121,7 @@ static int vm_create(void *ctx, struct hvx_vm *hvm, const struct hvx_engine_conf
         free(vm);
         return rc;
     }
+    vm->perf_map_fd = -1;
     vm->host_xcr0 = host_xcr0();
     vm->have_bmi2 = host_has(7, 1, 8);
     vm->direct_ram = calloc(DIRECT_MAX_RAM, sizeof(*vm->direct_ram));
@@ -118,6 +141,8 @@ static int vm_create(void *ctx, struct hvx_vm *hvm, const struct hvx_engine_conf
         hvx_fail(err, rc, "cpu-bt: cannot make the interrupt controllers");
     if (!rc)
         rc = bt_signals_install(err);
+    if (!rc && cfg->options && e->host->conf_bool(cfg->options, "perf-map"))
+        rc = perf_map_open(vm, err);
     if (rc) {
         vm_destroy((struct hvx_engine_vm *)vm);
         return rc;
@@ -247,6 +272,8 @@ static void vcpu_destroy(struct hvx_vcpu *v)
     c->vm->vcpu[c->index] = NULL;
     bt_apic_destroy(c);
     bt_trans_destroy(c->trans);
+    bt_perf_map_flush(c);
+    free(c->perf_map);
     if (c->cache) {
         munmap(c->cache->blocks, BT_MAX_BLOCKS * sizeof(struct bt_block));
         munmap(c->cache->exits, BT_MAX_EXITS * sizeof(struct bt_exit));
@@ -327,12 +354,15 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     k->relocs = reserve(BT_MAX_RELOCS_KEPT * sizeof(struct bt_kept_reloc));
     k->pages = reserve(k->max_pages * sizeof(struct bt_codepage));
     c->trans = bt_trans_create(c);
+    if (vm->perf_map_fd >= 0 && (c->perf_map = calloc(1, sizeof(*c->perf_map))))
+        c->perf_map->fd = vm->perf_map_fd, c->perf_map->written = &vm->perf_map_bytes;
     if (!k->blocks || !k->exits || !k->map || !k->relocs || !k->pages || !c->trans || bt_mmu_create(c) || bt_apic_create(c)) {
         vm->vcpu[index] = c;
         vcpu_destroy((struct hvx_vcpu *)c);
         return hvx_fail(err, -ENOMEM, "cpu-bt: out of memory for vCPU %u", index);
     }
     bt_stubs_emit(c);
+    bt_perf_map_stubs(c);
     for (unsigned t = 0; t < 2; t++)
         for (unsigned i = 0; i < BT_JC_SIZE; i++)
             c->jc[t][i] = k->stub_jc_miss[t];
@@ -486,7 +516,7 @@ static int vcpu_set(struct hvx_vcpu *v, const struct hvx_vcpu_regs *r, struct hv
         hdr[0] &= c->vm->host_xcr0;
         for (unsigned i = 1; i < 8; i++)
             hdr[i] = 0;
-        *(uint32_t *)(c->xsave + 24) &= 0xffff;
+        *(uint32_t *)(c->xsave + 24) &= c->vm->mxcsr_mask;
     }
     bt_apic_set(c, r);
     for (unsigned i = 0; i < 6; i++)
@@ -594,6 +624,8 @@ static const struct hvx_option options[] = {
      .help = "what may run without look-ups: kernels in the VM's own process, programs natively in helper processes"},
     {.name = "direct-helpers", .type = HVX_OPT_INT, .min = 1, .max = DIRECT_PROCS_MAX, .def = "8",
      .help = "helper processes for each vCPU: as many programs of the guest can run natively in turns"},
+    {.name = "perf-map", .type = HVX_OPT_BOOL, .def = "off",
+     .help = "name translated code for Linux's perf, in /tmp/perf-PID.map"},
     {.name = NULL},
 };
 

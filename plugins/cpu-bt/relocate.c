@@ -11,6 +11,7 @@
 #include "cache.h"
 #include "emit.h"
 #include "op.h"
+#include "perf_map.h"
 #include "phys.h"
 
 static inline uint32_t pa_hash(uint64_t pa) { return (uint32_t)((pa * 0x9e3779b97f4a7c15ull) >> (64 - BT_PA_HASH_BITS)); }
@@ -161,6 +162,7 @@ struct bt_block *bt_block_moved(struct bt_vcpu *c, uint64_t pa, uint64_t rip, ui
     put_right(k, &m, b);
     move_exits(c, &m, b);
     bt_block_insert(c, b);
+    bt_perf_map_block(c, b);
     c->st.moved++;
     return b;
 }

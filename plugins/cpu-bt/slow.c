@@ -97,6 +97,14 @@ bool bt_try_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
     return true;
 }
 
+/* AMD's MXCSR.MM: operands of SSE arithmetic may lie anywhere. Intel's processors have no such bit. */
+static bool sse_misaligned_mode(void)
+{
+    uint32_t mxcsr;
+    __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
+    return mxcsr & 1u << 17;
+}
+
 uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
 {
     unsigned size = desc & BT_DESC_SIZE;
@@ -108,7 +116,7 @@ uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
     c->st.slow_accesses++;
     if (!bt_long_mode(c))
         ea = (uint32_t)ea, page = (uint32_t)page;
-    bool misaligned = (desc & BT_DESC_ALIGNED) && (ea & (size - 1));
+    bool misaligned = (desc & BT_DESC_ALIGNED) && (ea & (size - 1)) && !((desc & BT_DESC_RELAXED) && sse_misaligned_mode());
     if (misaligned && !(desc & BT_DESC_MASKED))
         bt_raise_err(c, BT_EX_GP, 0);
     if (desc & BT_DESC_MASKED) {

@@ -230,7 +230,7 @@ static bool xstate_fits(const struct bt_vm *vm, const struct hvx_vcpu_regs *r)
     for (unsigned i = 1; i < 8; i++)
         if (head[i])
             return false;
-    return !(head[0] & ~have) && !(mxcsr & ~0xffffu);
+    return !(head[0] & ~have) && !(mxcsr & ~vm->mxcsr_mask);
 }
 
 static bool msrs_fit(const struct bt_vcpu *c, const struct hvx_vcpu_regs *r)

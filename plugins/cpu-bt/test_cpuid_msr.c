@@ -192,8 +192,8 @@ static void note_model(void *opaque, const char *name, const char *what, const c
     struct hvx_error err = {0};
     int rc = create(name, &err);
     assert_int_equal(rc, why ? -ENOTSUP : 0); /* the list tells the truth */
-    if (why)
-        assert_non_null(strstr(err.text, "lacks"));
+    if (why) /* on AMD's processors Intel's models with AVX-512 lack nothing, but keep it elsewhere */
+        assert_non_null(strstr(err.text, strstr(why, "elsewhere") ? "at other places" : "lacks"));
     ++*n;
 }
 

@@ -277,6 +277,7 @@ static void bench_reset(void)
     uint32_t lo, hi;
     __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
     B.vm.host_xcr0 = lo & 0xe7;
+    B.vm.mxcsr_mask = 0xffff;
     B.c.vm = &B.vm;
     B.c.fp_live = 1;
     B.c.cr0 = BT_CR0_NE | 0x10;

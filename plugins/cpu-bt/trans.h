@@ -202,7 +202,7 @@ struct cold *trans_cold(struct trans *t, unsigned type, uint8_t *site);
 /* gen_encode.c */
 void gen_generic(struct trans *t, struct insn *x); /* re-encoded */
 void gen_vzero(struct trans *t, struct insn *x);
-unsigned insn_memory_size(const struct insn *x, const ZydisDecodedOperand *o);
+unsigned insn_memory_size(const struct bt_vm *vm, const struct insn *x, const ZydisDecodedOperand *o);
 bool insn_is_masked(const ZydisDecodedInstruction *d); /* may elements be left out? */
 #define ACT_RD (ZYDIS_OPERAND_ACTION_READ | ZYDIS_OPERAND_ACTION_CONDREAD)
 #define ACT_WR (ZYDIS_OPERAND_ACTION_WRITE | ZYDIS_OPERAND_ACTION_CONDWRITE)

@@ -5,6 +5,7 @@
  */
 #include "translate.h"
 #include "cpu_model.h"
+#include "perf_map.h"
 #include "trans.h"
 #include <stdlib.h>
 
@@ -159,6 +160,18 @@ static void fix_sib(struct insn *x)
     }
 }
 
+/* F3 90 with REX.B: PAUSE for Intel's processors, as Zydis has it. For AMD's REX.B counts, and it is XCHG: decoded again
+ * without the F3. */
+static void fix_pause(const struct trans *t, const ZydisDecoder *dec, struct insn *x)
+{
+    if (x->d.mnemonic != ZYDIS_MNEMONIC_PAUSE || !(x->d.attributes & ZYDIS_ATTRIB_HAS_REX) || !x->d.raw.rex.B || !t->c->vm->amd)
+        return;
+    for (unsigned i = 0; i < x->d.raw.prefix_count; i++)
+        if (x->bytes[i] == 0xf3 || x->bytes[i] == 0xf2)
+            x->bytes[i] = 0x3e; /* DS: of no effect here */
+    ZydisDecoderDecodeFull(dec, x->bytes, x->d.length, &x->d, x->op);
+}
+
 /* Fills t->insn; returns the page of the tail if the block straddles, else 0. */
 static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
 {
@@ -207,6 +220,7 @@ static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
             return pa2;
         }
         fix_sib(x);
+        fix_pause(t, dec, x);
         trans_classify(t, x);
         at += x->d.length;
         t->n++;
@@ -459,6 +473,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     b->len = (uint16_t)(lastx->rip + lastx->d.length - rip);
     k->n_blocks++;
     bt_block_insert(c, b);
+    bt_perf_map_block(c, b);
     if (e->relocs)
         bt_relocs_keep(c, b, e->relocs);
     e->relocs = NULL;

@@ -105,6 +105,12 @@ static bool mnemonic_excluded(ZydisMnemonic m)
     case ZYDIS_MNEMONIC_INVLPGA:
     case ZYDIS_MNEMONIC_INVLPGB:
     case ZYDIS_MNEMONIC_TLBSYNC:
+    case ZYDIS_MNEMONIC_VMLOAD: /* AMD's: no guest is shown them (#UD), the host's #GP comes of the privilege */
+    case ZYDIS_MNEMONIC_VMSAVE:
+    case ZYDIS_MNEMONIC_PVALIDATE:
+    case ZYDIS_MNEMONIC_PSMASH:
+    case ZYDIS_MNEMONIC_RMPADJUST:
+    case ZYDIS_MNEMONIC_RMPUPDATE:
     case ZYDIS_MNEMONIC_UD0: /* how many bytes it has is the model's business */
     case ZYDIS_MNEMONIC_UD1:
     case ZYDIS_MNEMONIC_FXRSTOR64:

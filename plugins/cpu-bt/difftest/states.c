@@ -7,10 +7,13 @@
 #include <string.h>
 
 struct xsave_layout xlayout;
+static bool misaligned_mode; /* AMD's MXCSR.MM */
 
 void states_init(void)
 {
     uint32_t a, b, c, d, lo, hi;
+    if (__get_cpuid(0x80000001, &a, &b, &c, &d))
+        misaligned_mode = c >> 7 & 1;
     __cpuid(1, a, b, c, d);
     uint64_t xcr0 = 3;
     if (c & 1u << 27) {
@@ -83,7 +86,18 @@ static void random_x87(struct rng *r, uint8_t *p)
     memcpy(p + 8, &e, 2);
 }
 
-static void random_xsave(struct rng *r, uint8_t *x)
+/* A shift whose count is in memory: AMD's read its low half only, as MXCSR.MM shows at the end of a page; the engine all. */
+static bool count_in_memory(const struct instance *in)
+{
+    switch (in->insn.mnemonic) {
+    case ZYDIS_MNEMONIC_PSLLW: case ZYDIS_MNEMONIC_PSLLD: case ZYDIS_MNEMONIC_PSLLQ: case ZYDIS_MNEMONIC_PSRLW:
+    case ZYDIS_MNEMONIC_PSRLD: case ZYDIS_MNEMONIC_PSRLQ: case ZYDIS_MNEMONIC_PSRAW: case ZYDIS_MNEMONIC_PSRAD:
+        return in->op[1].type == ZYDIS_OPERAND_TYPE_MEMORY;
+    default: return false;
+    }
+}
+
+static void random_xsave(struct rng *r, uint8_t *x, bool may_misalign)
 {
     memset(x, 0, XSAVE_MAX);
     uint16_t fcw = (uint16_t)(0x7f | (rnd(r) & 0xf00)), fsw = (uint16_t)(rnd(r) & 0x7f00);
@@ -95,8 +109,10 @@ static void random_xsave(struct rng *r, uint8_t *x)
         fsw &= 0x4700; /* TOS = 0 */
     uint8_t tags = rnd_below(r, 4) ? 0xff : (uint8_t)rnd(r);
     uint32_t mxcsr = 0x1f80;
-    if (rnd_below(r, 2))
-        mxcsr = 0x1f80 | (rnd(r) & 0xe07f);
+    if (rnd_below(r, 2)) {
+        uint64_t v = rnd(r);
+        mxcsr = (uint32_t)(0x1f80 | (v & 0xe07f) | (may_misalign && !(v >> 48 & 3) ? 1u << 17 : 0));
+    }
     if (rnd_one_in(r, 12))
         mxcsr &= ~(uint32_t)(rnd(r) & 0x1f80);
     memcpy(x, &fcw, 2);
@@ -367,6 +383,8 @@ static void wishes_after(const struct instance *in, uint64_t *gpr, uint8_t *bloc
 /* Registers that form addresses, and those that are written, as bit masks. */
 static void usage(const struct instance *in, uint32_t *bases, uint32_t *indices, uint32_t *written)
 {
+    if (in->insn.mnemonic == ZYDIS_MNEMONIC_PAUSE && !mode32 && in->insn.raw.rex.B) /* AMD: XCHG R8, RAX */
+        *written |= 1u << 0 | 1u << 8;
     for (unsigned i = 0; i < in->insn.operand_count; i++) {
         const ZydisDecodedOperand *o = &in->op[i];
         int n;
@@ -437,7 +455,7 @@ bool state_tame(const struct instance *in, uint32_t reserved, int base)
 
 void state_fill(struct rng *r, uint8_t *block, uint64_t gpr[16])
 {
-    random_xsave(r, block + B_XSAVE);
+    random_xsave(r, block + B_XSAVE, false);
     block[B_XSAVE] |= 0x3f;
     block[B_XSAVE + 24] |= 0x80, block[B_XSAVE + 25] |= 0x1f;
     for (unsigned i = 0; i < WIN1_SIZE + WIN2_SIZE; i += 64)
@@ -450,7 +468,10 @@ bool state_random(const struct instance *in, unsigned n, struct rng *r, uint8_t 
 {
     uint64_t gpr[16], flags, target = in->ip | (mode32 ? (uint64_t)SEL_CODE32 << 32 : 0), ea;
 
-    random_xsave(r, block + B_XSAVE);
+    bool may_misalign = misaligned_mode;
+    for (unsigned k = 0; k < n; k++)
+        may_misalign &= !count_in_memory(&in[k]);
+    random_xsave(r, block + B_XSAVE, may_misalign);
     /* With an exception unmasked, or pending, a memory access of the x87 or MMX does
      * not happen; whether its page is looked at before is not the same here and there. */
     for (unsigned k = 0; k < n; k++) {

@@ -161,6 +161,8 @@ void f_syscall(struct test *t)
 {
     static const uint16_t ops[] = {0x0f05, 0x0f07, 0x0f34, 0x0f35};
     unsigned k = t->bits == 64 ? below(t, 4) : 2 + below(t, 2); /* QEMU has SYSCALL everywhere, as AMD does */
+    if (amd && (t->mode == M_COMPAT32 || t->mode == M_COMPAT16))
+        k = 1; /* SYSENTER is #UD there as in 64-bit code, but not in QEMU */
     if (k == 1 || k == 3) {
         uint32_t at = CODE + 0x800 + below(t, 16) * 2;
         set(1, k == 1 ? at : STACK + 0x1000);

@@ -192,6 +192,7 @@ extern uint8_t gdt[N_GDT * 8], ldt[64], tss[256], tss2[256], idt[N_VECTORS * 16]
 extern uint8_t page_tables[9][4096];
 
 extern uint32_t cr4_features;
+extern bool amd; /* CPUID's vendor */
 uint32_t rnd(struct test *t);
 static inline uint32_t below(struct test *t, uint32_t n) { return (uint32_t)((uint64_t)rnd(t) * n >> 32); }
 static inline bool one_in(struct test *t, uint32_t n) { return below(t, n) == 0; }
