@@ -101,20 +101,34 @@ void bt_block_insert(struct bt_vcpu *c, struct bt_block *b)
 
 static void exit_patch(struct bt_exit *x, uint32_t target) { e_patch32((uint8_t *)(uintptr_t)x->site, target); }
 
-static void exit_patch_indirect(struct bt_exit *x, bool to_stub)
+static void exit_patch_indirect(struct bt_cache *k, struct bt_exit *x, bool to_stub)
 {
     uint8_t *p = (uint8_t *)(uintptr_t)x->site;
-    if (to_stub) {
-        p[0] = 0xe9;
+    if (x->kind == BT_EXIT_OTHER) {
+        e_patch32(p, to_stub ? x->stub : k->stub_ret_other[(k->blocks[x->from].mode & BT_MODE_CPL) == 3]);
+    } else if (to_stub) {
+        p[0] = x->kind == BT_EXIT_CALL ? 0xe8 : 0xe9;
         e_patch32(p + 1, x->stub);
+    } else if (x->kind == BT_EXIT_RET) {
+        p[0] = 0xc3;
     } else {
-        p[0] = 0x41; /* jmp r15 */
+        if (x->kind == BT_EXIT_CALL) /* five bytes, too: the return address is the same */
+            *p++ = 0x2e, *p++ = 0x2e;
+        p[0] = 0x41; /* jmp r15, call r15 */
         p[1] = 0xff;
-        p[2] = 0xe7;
+        p[2] = x->kind == BT_EXIT_CALL ? 0xd7 : 0xe7;
     }
 }
 
-void bt_exit_open(struct bt_exit *x) { exit_patch_indirect(x, false); }
+void bt_exit_open(struct bt_cache *k, struct bt_exit *x) { exit_patch_indirect(k, x, false); }
+
+void bt_ret_empty(struct bt_vcpu *c, unsigned t)
+{
+    struct bt_cache *k = c->cache;
+    k->ret_saved[t] = k->ret_top[t];
+    if (k->ret_table == t)
+        c->ret_sp = k->ret_top[t];
+}
 
 static void exit_unchain(struct bt_vcpu *c, uint32_t i)
 {
@@ -208,6 +222,7 @@ void bt_jc_flush(struct bt_vcpu *c, unsigned t)
     for (uint32_t i = 0; i < k->n_jc_touched[t]; i++)
         c->jc[t][k->jc_touched[t][i]] = k->stub_jc_miss[t];
     k->n_jc_touched[t] = 0;
+    bt_ret_empty(c, t);
     if (t) {
         for (uint32_t i = 0; i < k->n_straddle; i++)
             exit_unchain(c, k->straddle[i]);
@@ -321,15 +336,15 @@ void bt_unlink_block(struct bt_vcpu *c, struct bt_block *b)
     if (b->unlinked)
         return;
     uint32_t n = atomic_load_explicit(&k->n_unlinked, memory_order_relaxed);
-    if (n == 16)
+    if (n == sizeof(k->unlinked) / sizeof(k->unlinked[0]))
         return;
     b->unlinked = 1;
     k->unlinked[n] = bt_block_index(c, b);
     atomic_store_explicit(&k->n_unlinked, n + 1, memory_order_relaxed);
     for (unsigned i = 0; i < b->n_exits; i++) {
         struct bt_exit *x = &k->exits[b->exits + i];
-        if (x->kind == BT_EXIT_INDIRECT)
-            exit_patch_indirect(x, true);
+        if (x->kind != BT_EXIT_DIRECT)
+            exit_patch_indirect(k, x, true);
         else if (x->to)
             exit_patch(x, x->stub);
     }
@@ -347,8 +362,8 @@ void bt_relink(struct bt_vcpu *c)
         b->unlinked = 0;
         for (unsigned i = 0; i < b->n_exits; i++) {
             struct bt_exit *x = &k->exits[b->exits + i];
-            if (x->kind == BT_EXIT_INDIRECT)
-                exit_patch_indirect(x, false);
+            if (x->kind != BT_EXIT_DIRECT)
+                exit_patch_indirect(k, x, false);
             else if (x->to)
                 exit_patch(x, x->flags_by_fn ? k->blocks[x->to].a : k->blocks[x->to].b);
         }

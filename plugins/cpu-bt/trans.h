@@ -104,6 +104,7 @@ struct trans {
     bool code64, code32, careful, plain, flat;
     bool restricted; /* the decoders know the CPU model */
     uint64_t rip, cs_base;
+    const uint8_t *host; /* of the first instruction's bytes */
     struct insn insn[BT_MAX_INSNS + 2];
     unsigned n;
     struct cold cold[BT_MAX_COLD];
@@ -228,7 +229,10 @@ void gen_insn(struct trans *t, struct insn *x);
 void gen_exit(struct trans *t, uint64_t target); /* direct */
 uint32_t trans_exit_plain(struct trans *t); /* to the current instruction, in the plain twin; the caller emits it */
 uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target);
-void gen_exit_indirect(struct trans *t); /* r14 = target */
+/* r14 = target. For a CALL, next is where it returns to, else 0. */
+void gen_exit_indirect(struct trans *t, uint64_t next);
+void gen_exit_call(struct trans *t, uint64_t target, uint64_t next);
+void gen_exit_ret(struct trans *t); /* r14 = target */
 static inline uint64_t next_rip(const struct trans *t, const struct insn *x)
 {
     uint64_t n = x->rip + x->d.length;

@@ -56,39 +56,95 @@ static bool same_page(const struct trans *t, uint64_t target)
  * with the address space. The supervisor's are chained and checked on flushes. */
 static bool through_jump_cache(const struct trans *t, uint64_t target) { return t->cpl3 && !same_page(t, target); }
 
-static void jump_cache_const(struct trans *t, uint64_t target)
+/* Is r14 this? Clobbers r15. */
+static void compare_rip(struct bt_emit *e, uint64_t rip)
+{
+    if ((int64_t)rip == (int32_t)rip) {
+        if (e->relocs)
+            e->relocs->fixed = true;
+        e8(e, 0x49); /* cmp r14, imm32 */
+        e8(e, 0x81);
+        e_mod_rr(e, 7, H_R14);
+        e32(e, (uint32_t)rip);
+    } else {
+        e_mov_rip(e, H_R15, rip);
+        e_rr(e, 1, 0x3b, H_R14, H_R15);
+    }
+}
+
+/* What runs one instruction at a time does without the stack of returns. */
+static bool predicts_returns(const struct trans *t) { return !(t->mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE)); }
+
+/* Where the RET of a CALL comes to; flags are by flags_fn. */
+static void landing(struct trans *t, uint64_t next)
+{
+    struct bt_emit *e = &t->e;
+    compare_rip(e, next);
+    uint8_t *site = e_jcc(e, CC_NE, t->k->stub_ret_other[t->cpl3]);
+    uint32_t i = new_exit(t, BT_EXIT_OTHER, site, 0);
+    t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
+    t->in_reg = t->in_slot = false;
+    t->in_fn = true;
+    t->again.kind = AGAIN_NONE;
+    t->r15_group = 0;
+    gen_exit(t, next);
+}
+
+static void indirect(struct trans *t, unsigned kind, uint64_t target)
+{
+    uint32_t i = new_exit(t, kind, t->e.p, target);
+    t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
+    memset(t->e.p, 0xcc, 5); /* room for another jump */
+    bt_exit_open(t->k, &t->k->exits[i]);
+    t->e.p += 5;
+}
+
+static void jump_cache_const(struct trans *t, uint64_t target, unsigned kind)
 {
     struct bt_emit *e = &t->e;
     gen_flags_lazy(t);
     e_mov_rip(e, H_R14, target);
     e_load32(e, H_R15, &t->c->jc[t->cpl3][bt_jc_index(target)]);
-    uint32_t i = new_exit(t, BT_EXIT_INDIRECT, e->p, target);
-    t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
-    e_jmp_r(e, H_R15);
-    e8(e, 0xcc);
-    e8(e, 0xcc);
+    indirect(t, kind, target);
 }
 
-void gen_exit(struct trans *t, uint64_t target)
+static void direct(struct trans *t, uint64_t target, unsigned opcode)
 {
     struct bt_emit *e = &t->e;
-    if (through_jump_cache(t, target)) {
-        jump_cache_const(t, target);
-        return;
-    }
     if (!t->in_reg && !t->in_fn) {
         if (t->again.kind)
             gen_flags_restore(t);
         else if (t->in_slot)
             gen_flags_lazy(t);
     }
-    e8(e, 0xe9);
+    e8(e, opcode);
     uint8_t *site = e->p;
     e32(e, 0);
     uint32_t i = new_exit(t, BT_EXIT_DIRECT, site, target);
     struct cold *x = trans_cold(t, COLD_EXIT, site);
     x->exit = i;
     x->save_flags = t->in_reg;
+}
+
+void gen_exit(struct trans *t, uint64_t target)
+{
+    if (through_jump_cache(t, target))
+        jump_cache_const(t, target, BT_EXIT_INDIRECT);
+    else
+        direct(t, target, 0xe9);
+}
+
+void gen_exit_call(struct trans *t, uint64_t target, uint64_t next)
+{
+    if (!predicts_returns(t)) {
+        gen_exit(t, target);
+        return;
+    }
+    if (through_jump_cache(t, target))
+        jump_cache_const(t, target, BT_EXIT_CALL);
+    else
+        direct(t, target, 0xe8);
+    landing(t, next);
 }
 
 uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target)
@@ -99,7 +155,7 @@ uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target)
         e8(e, 0x70 | (cc ^ 1));
         uint8_t *over = e->p;
         e8(e, 0);
-        jump_cache_const(t, target);
+        jump_cache_const(t, target, BT_EXIT_INDIRECT);
         *over = (uint8_t)(e->p - over - 1);
         t->in_reg = in_reg;
         t->in_slot = in_slot;
@@ -114,19 +170,27 @@ uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target)
     return site;
 }
 
-/* r14 = target RIP */
-void gen_exit_indirect(struct trans *t)
+void gen_exit_indirect(struct trans *t, uint64_t next)
 {
     struct bt_emit *e = &t->e;
+    bool call = next && predicts_returns(t);
     gen_flags_lazy(t);
     e_mov32_rr(e, H_R15, H_R14);
     e_alu_ri(e, 0, 4, H_R15, BT_JC_SIZE - 1); /* RFLAGS are free: gen_flags_lazy() */
     e_r_sib(e, 0, 0x8b, H_R15, -1, H_R15, 2, (int32_t)e_abs(t->c->jc[t->cpl3]));
-    uint32_t i = new_exit(t, BT_EXIT_INDIRECT, e->p, 0);
-    t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
-    e_jmp_r(e, H_R15);
-    e8(e, 0xcc);
-    e8(e, 0xcc);
+    indirect(t, call ? BT_EXIT_CALL : BT_EXIT_INDIRECT, 0);
+    if (call)
+        landing(t, next);
+}
+
+void gen_exit_ret(struct trans *t)
+{
+    if (!predicts_returns(t)) {
+        gen_exit_indirect(t, 0);
+        return;
+    }
+    gen_flags_lazy(t);
+    indirect(t, BT_EXIT_RET, 0);
 }
 
 /* --- decoding --------------------------------------------------------------------- */
@@ -386,6 +450,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     t->plain = (mode & BT_MODE_PLAIN) != 0;
     t->flat = (mode & BT_MODE_FLAT) != 0;
     t->rip = rip;
+    t->host = host;
     t->cs_base = t->code64 ? 0 : c->seg_base[BT_CS];
     t->n_cold = t->n_map = 0;
     t->rsp_bias = 0;
@@ -422,15 +487,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     t->relocs.fixed = false;
     bool movable = t->code64 && t->cpl3 && !(mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE)) && !pa2;
     e->relocs = movable && rip >> 32 ? &t->relocs : NULL;
-    if ((int64_t)rip == (int32_t)rip) {
-        e8(e, 0x49); /* cmp r14, imm32 */
-        e8(e, 0x81);
-        e_mod_rr(e, 7, H_R14);
-        e32(e, (uint32_t)rip);
-    } else {
-        e_mov_rip(e, H_R15, rip);
-        e_rr(e, 1, 0x3b, H_R14, H_R15);
-    }
+    compare_rip(e, rip);
     e_jcc(e, CC_NE, k->stub_jc_miss[t->cpl3]);
     entry(t);
     for (unsigned i = 0; i < t->n; i++) {
