@@ -85,7 +85,8 @@ struct bt_exit {
     uint32_t site;   /* rel32 field, or the jmp r15 */
     uint32_t stub;   /* where it goes unchained */
     uint32_t from, to, in_next;
-    uint8_t kind, flags_by_fn, xpage;
+    uint8_t kind, flags_by_fn;
+    uint8_t alt;   /* from the stub to another one, for good: by the jump cache; 0: none */
     uint8_t plain; /* to the plain twin: gen_group.c */
 };
 /* From host address to guest instruction: sorted by host within a block, hot
@@ -186,5 +187,11 @@ static inline uint32_t bt_code_filter_hash(uint64_t lin) { return (uint32_t)(lin
 void bt_spaces_drop_block(struct bt_vcpu *c, uint64_t lin);
 void bt_spaces_drop_jumps(struct bt_vcpu *c);
 void bt_xpage_unchain(struct bt_vcpu *c);
+void bt_unchain(struct bt_vcpu *c, uint32_t exit);
+/* ucode.c: programs' chains from page to page. A program enters a page; may an exit be chained? */
+void bt_ucode_enter(struct bt_vcpu *c, uint64_t lin, uint64_t pa);
+bool bt_ucode_join(struct bt_vcpu *c, uint32_t exit, uint64_t lin_a, uint64_t pa_a, uint64_t lin_b, uint64_t pa_b);
+bool bt_ucode_has(const struct bt_vcpu *c, uint64_t lin); /* any in this page? */
+void bt_ucode_reset(struct bt_vcpu *c);                   /* undo them all */
 static inline uint32_t bt_block_index(struct bt_vcpu *c, const struct bt_block *b) { return (uint32_t)(b - c->cache->blocks); }
 #endif

@@ -124,6 +124,8 @@ static struct bt_block *find(struct bt_vcpu *c, uint32_t mode)
     if (!bt_code64(c))
         lin = (uint32_t)lin;
     bt_code_page(c, lin, &pa);
+    if (c->cpl == 3)
+        bt_ucode_enter(c, lin, pa);
     struct bt_block *b = bt_block_find(c, pa, c->rip, mode, base);
     if (!b)
         return bt_block_moved(c, pa, c->rip, mode);

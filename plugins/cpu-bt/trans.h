@@ -87,6 +87,7 @@ struct cold {
     uint32_t tag_abs; /* undo of the XOR: absolute address, or with r15 as index */
     bool indexed;
     bool stack;
+    bool far; /* a program's exit to another page: it has a second stub, which uses the jump cache */
     uint32_t exit;
 };
 
@@ -228,7 +229,7 @@ void gen_insn(struct trans *t, struct insn *x);
 /* translate.c */
 void gen_exit(struct trans *t, uint64_t target); /* direct */
 uint32_t trans_exit_plain(struct trans *t); /* to the current instruction, in the plain twin; the caller emits it */
-uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target);
+void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target);
 /* r14 = target. For a CALL, next is where it returns to, else 0. */
 void gen_exit_indirect(struct trans *t, uint64_t next);
 void gen_exit_call(struct trans *t, uint64_t target, uint64_t next);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Returns that go elsewhere than to behind their call, and returns to what is not there any more: for engines that
- * guess where a RET goes.
+ * Returns that go elsewhere than to behind their call, returns and jumps to what is not there any more: for engines
+ * that guess where a RET goes, and that link a jump with its target.
  */
 #include "tk.h"
 
@@ -320,6 +320,107 @@ static void rights(void)
     CHECK(good, "program-returns-to-the-kernel's-call");
 }
 
+/* --- jumps from page to page: the first page is the same, the second is another in each space, or from now on ------- */
+static uint64_t pml4_b[512] __attribute__((aligned(PAGE))), pdpt_b[512] __attribute__((aligned(PAGE)));
+static uint64_t pd_b[512] __attribute__((aligned(PAGE))), pt_b[512] __attribute__((aligned(PAGE)));
+
+static bool runs(uint32_t want)
+{
+    tk_run_user(VA, (tk_word)user_stack + sizeof(user_stack), 0x202, TK_USER_CODE);
+    return tk_got.vector == 0x80 && (uint32_t)tk_user_frame.ax == want;
+}
+
+static void other_pages(void)
+{
+    uint32_t r[4];
+    memset(page, 0, sizeof(page));
+    uint8_t *a = page[0], *b;
+    /* xor eax, eax; call next page; test eax, eax; jnz next page + 16; ud2 */
+    a[0] = 0x31, a[1] = 0xc0, a[2] = 0xe8;
+    int32_t d = PAGE - 7;
+    memcpy(a + 3, &d, 4);
+    a[7] = 0x85, a[8] = 0xc0, a[9] = 0x0f, a[10] = 0x85;
+    d = PAGE + 16 - 15;
+    memcpy(a + 11, &d, 4);
+    a[15] = 0x0f, a[16] = 0x0b;
+    for (unsigned i = 1; i < 3; i++) { /* mov eax, 1000 i; ret; at 16: add eax, i; int 0x80 */
+        b = page[i];
+        emit_mov_ret(b, 1000 * i);
+        b[16] = 0x83, b[17] = 0xc0, b[18] = (uint8_t)i, b[19] = 0xcd, b[20] = 0x80;
+    }
+    map(0, a);
+    map(1, page[1]);
+    memcpy(pml4_b, tk_pml4, sizeof(pml4_b));
+    pml4_b[1] = (tk_word)pdpt_b | 7;
+    pdpt_b[0] = (tk_word)pd_b | 7;
+    pd_b[0] = (tk_word)pt_b | 7;
+    pt_b[0] = (tk_word)a | 7;
+    pt_b[1] = (tk_word)page[2] | 7;
+    WRITE_REG("cr3", tk_pml4);
+    bool good = true;
+    for (unsigned i = 0; i < 100; i++) {
+        map(1, page[1 + i % 2]);
+        __asm__ volatile("invlpg (%0)" : : "r"(VA + PAGE) : "memory");
+        for (unsigned j = 0; j < i % 5; j++)
+            good &= runs(1001 * (1 + i % 2));
+    }
+    CHECK(good, "second-page-remapped-invlpg");
+    good = true;
+    for (unsigned i = 0; i < 100; i++) {
+        map(1, page[1 + i % 2]);
+        WRITE_REG("cr3", tk_pml4);
+        for (unsigned j = 0; j < i % 5; j++)
+            good &= runs(1001 * (1 + i % 2));
+    }
+    CHECK(good, "second-page-remapped-cr3");
+    map(1, page[1]);
+    good = true;
+    for (unsigned i = 0; i < 100; i++) {
+        WRITE_REG("cr3", i & 1 ? pml4_b : tk_pml4);
+        for (unsigned j = 0; j < i % 7; j++)
+            good &= runs(1001 * (1 + (i & 1)));
+    }
+    CHECK(good, "another-second-page-in-each-space");
+    /* Not there at all: a page fault, and afterwards the page. */
+    WRITE_REG("cr3", tk_pml4);
+    good = true;
+    for (unsigned i = 0; i < 20; i++) {
+        pt[1] = 0;
+        __asm__ volatile("invlpg (%0)" : : "r"(VA + PAGE) : "memory");
+        tk_run_user(VA, (tk_word)user_stack + sizeof(user_stack), 0x202, TK_USER_CODE);
+        good &= tk_got.vector == 14 && tk_got.cr2 == VA + PAGE && tk_got.ip == VA + PAGE;
+        map(1, page[1]);
+        good &= runs(1001) && runs(1001);
+    }
+    CHECK(good, "second-page-unmapped");
+    cpuid(1, 0, r);
+    if (!(r[2] & 1 << 17)) {
+        tk_skip("another-second-page-in-each-pcid", "no PCIDs");
+        return;
+    }
+    WRITE_REG("cr3", tk_pml4);
+    WRITE_REG("cr4", READ_REG("cr4") | 1 << 17);
+    good = true;
+    for (unsigned i = 0; i < 200; i++) {
+        WRITE_REG("cr3", (i & 1 ? (tk_word)pml4_b | 2 : (tk_word)tk_pml4 | 1) | 1ul << 63);
+        for (unsigned j = 0; j < i % 7; j++)
+            good &= runs(1001 * (1 + (i & 1)));
+    }
+    CHECK(good, "another-second-page-in-each-pcid");
+    /* One of them gets the other's page while it does not run; its next load flushes. */
+    good = true;
+    for (unsigned i = 0; i < 100; i++) {
+        pt_b[1] = (tk_word)page[1 + (i >> 1 & 1)] | 7;
+        WRITE_REG("cr3", (tk_word)pml4_b | 2);
+        good &= runs(1001 * (1 + (i >> 1 & 1)));
+        WRITE_REG("cr3", (tk_word)tk_pml4 | 1 | 1ul << 63);
+        good &= runs(1001) && runs(1001);
+    }
+    CHECK(good, "second-page-remapped-in-another-pcid");
+    WRITE_REG("cr3", tk_pml4);
+    WRITE_REG("cr4", READ_REG("cr4") & ~(tk_word)(1 << 17));
+}
+
 void tk_main(void)
 {
     deep();
@@ -330,5 +431,6 @@ void tk_main(void)
     preempted();
     rewritten();
     remapped();
+    other_pages();
     rights();
 }
