@@ -9,7 +9,7 @@
  *   live in the same host registers but for four -
  *       guest RSP            host R13
  *       guest R13, R14, R15  memory, c->gpr[]
- *       host R14, R15        scratch, host RSP the native stack -
+ *       host R14, R15        scratch, host RSP the stack of returns (cache.h) -
  *   and a memory operand goes through an inline look-up in a software TLB.
  *   Everything a block addresses lies in the low 2 GiB next to its code, so
  *   no register is spent on a base: state is reached RIP-relative or absolute.
@@ -170,8 +170,8 @@ struct bt_vcpu {
     _Atomic uint32_t pending; /* BT_PEND_*; any thread sets bits */
     uint32_t cur_exit; /* why translated code came back: BT_X_* */
     uint64_t exit_arg;
-    uint64_t host_rsp; /* native stack of the dispatcher, for bt_unwind */
-    uint64_t saved_rsp;
+    uint64_t host_rsp; /* native stack of the dispatcher, on which C runs */
+    uint64_t ret_sp;   /* the stack of returns while C runs: cache.h */
     uint64_t tmp[4];
     uint64_t stk_tag[2]; /* one-entry TLB for the stack, [0] supervisor [1] user: as tag_w */
     uint64_t stk_host[2];

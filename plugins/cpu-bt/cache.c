@@ -101,22 +101,36 @@ void bt_block_insert(struct bt_vcpu *c, struct bt_block *b)
 
 static void exit_patch(struct bt_exit *x, uint32_t target) { e_patch32((uint8_t *)(uintptr_t)x->site, target); }
 
-static void exit_patch_indirect(struct bt_exit *x, bool to_stub)
+static void exit_patch_indirect(struct bt_cache *k, struct bt_exit *x, bool to_stub)
 {
     uint8_t *p = (uint8_t *)(uintptr_t)x->site;
-    if (to_stub) {
-        p[0] = 0xe9;
+    if (x->kind == BT_EXIT_OTHER) {
+        e_patch32(p, to_stub ? x->stub : k->stub_ret_other[(k->blocks[x->from].mode & BT_MODE_CPL) == 3]);
+    } else if (to_stub) {
+        p[0] = x->kind == BT_EXIT_CALL ? 0xe8 : 0xe9;
         e_patch32(p + 1, x->stub);
+    } else if (x->kind == BT_EXIT_RET) {
+        p[0] = 0xc3;
     } else {
-        p[0] = 0x41; /* jmp r15 */
+        if (x->kind == BT_EXIT_CALL) /* five bytes, too: the return address is the same */
+            *p++ = 0x2e, *p++ = 0x2e;
+        p[0] = 0x41; /* jmp r15, call r15 */
         p[1] = 0xff;
-        p[2] = 0xe7;
+        p[2] = x->kind == BT_EXIT_CALL ? 0xd7 : 0xe7;
     }
 }
 
-void bt_exit_open(struct bt_exit *x) { exit_patch_indirect(x, false); }
+void bt_exit_open(struct bt_cache *k, struct bt_exit *x) { exit_patch_indirect(k, x, false); }
 
-static void exit_unchain(struct bt_vcpu *c, uint32_t i)
+void bt_ret_empty(struct bt_vcpu *c, unsigned t)
+{
+    struct bt_cache *k = c->cache;
+    k->ret_saved[t] = k->ret_top[t];
+    if (k->ret_table == t)
+        c->ret_sp = k->ret_top[t];
+}
+
+void bt_unchain(struct bt_vcpu *c, uint32_t i)
 {
     struct bt_cache *k = c->cache;
     struct bt_exit *x = &k->exits[i];
@@ -138,13 +152,21 @@ void bt_chain(struct bt_vcpu *c, uint32_t i, struct bt_block *to)
     struct bt_block *from = &k->blocks[x->from];
     if (from->dead || to->dead || x->to)
         return;
-    bool cross = ((x->target + from->cs_base) ^ (from->rip + from->cs_base)) >> 12 || to->pa2;
+    uint64_t a = from->rip + from->cs_base, b = x->target + from->cs_base;
+    if ((from->mode & BT_MODE_CODE) != BT_MODE_CODE64)
+        a = (uint32_t)a, b = (uint32_t)b;
+    bool leaves = (a ^ b) >> 12, cross = leaves || to->pa2;
     if (cross && (from->mode & BT_MODE_CPL) == 3) {
-        /* Programs' jumps to other pages go through the jump cache; what comes here stays in the page, but the
-         * target's last instruction does not. */
-        if (k->n_straddle == 1024)
+        if (leaves && (to->pa2 || !bt_ucode_join(c, i, a, from->pa, b, to->pa))) {
+            if (x->alt)
+                exit_patch(x, x->stub + x->alt);
             return;
-        k->straddle[k->n_straddle++] = i;
+        }
+        if (to->pa2) { /* it stays in the page, but the target's last instruction does not */
+            if (k->n_straddle == 1024)
+                return;
+            k->straddle[k->n_straddle++] = i;
+        }
     } else if (cross) {
         if (k->n_xpage == BT_XPAGE_MAX)
             return;
@@ -177,7 +199,7 @@ void bt_xpage_unchain(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
     for (uint32_t i = 0; i < k->n_xpage; i++)
-        exit_unchain(c, k->xpage[i]);
+        bt_unchain(c, k->xpage[i]);
     k->n_xpage = 0;
     k->n_kpage = 1;
     for (unsigned i = 0; i < 8192; i++)
@@ -208,9 +230,10 @@ void bt_jc_flush(struct bt_vcpu *c, unsigned t)
     for (uint32_t i = 0; i < k->n_jc_touched[t]; i++)
         c->jc[t][k->jc_touched[t][i]] = k->stub_jc_miss[t];
     k->n_jc_touched[t] = 0;
+    bt_ret_empty(c, t);
     if (t) {
         for (uint32_t i = 0; i < k->n_straddle; i++)
-            exit_unchain(c, k->straddle[i]);
+            bt_unchain(c, k->straddle[i]);
         k->n_straddle = 0;
     }
     for (unsigned i = 0; i < 64; i++)
@@ -225,7 +248,7 @@ void bt_jc_drop_page(struct bt_vcpu *c, unsigned t, uint64_t lin)
     for (uint64_t r = rip - 16; r != rip + 4096; r++)
         c->jc[t][bt_jc_index(r)] = k->stub_jc_miss[t];
     for (uint32_t i = 0; t && i < k->n_straddle; i++)
-        exit_unchain(c, k->straddle[i]);
+        bt_unchain(c, k->straddle[i]);
     if (t)
         k->n_straddle = 0;
 }
@@ -253,7 +276,7 @@ void bt_block_drop(struct bt_vcpu *c, struct bt_block *b)
     for (unsigned i = 0; i < b->n_exits; i++) {
         struct bt_exit *x = &k->exits[b->exits + i];
         if (x->kind == BT_EXIT_DIRECT)
-            exit_unchain(c, b->exits + i);
+            bt_unchain(c, b->exits + i);
     }
     unsigned t = (b->mode & BT_MODE_CPL) == 3;
     if (c->jc[t][bt_jc_index(b->rip)] == b->ind)
@@ -321,15 +344,15 @@ void bt_unlink_block(struct bt_vcpu *c, struct bt_block *b)
     if (b->unlinked)
         return;
     uint32_t n = atomic_load_explicit(&k->n_unlinked, memory_order_relaxed);
-    if (n == 16)
+    if (n == sizeof(k->unlinked) / sizeof(k->unlinked[0]))
         return;
     b->unlinked = 1;
     k->unlinked[n] = bt_block_index(c, b);
     atomic_store_explicit(&k->n_unlinked, n + 1, memory_order_relaxed);
     for (unsigned i = 0; i < b->n_exits; i++) {
         struct bt_exit *x = &k->exits[b->exits + i];
-        if (x->kind == BT_EXIT_INDIRECT)
-            exit_patch_indirect(x, true);
+        if (x->kind != BT_EXIT_DIRECT)
+            exit_patch_indirect(k, x, true);
         else if (x->to)
             exit_patch(x, x->stub);
     }
@@ -347,8 +370,8 @@ void bt_relink(struct bt_vcpu *c)
         b->unlinked = 0;
         for (unsigned i = 0; i < b->n_exits; i++) {
             struct bt_exit *x = &k->exits[b->exits + i];
-            if (x->kind == BT_EXIT_INDIRECT)
-                exit_patch_indirect(x, false);
+            if (x->kind != BT_EXIT_DIRECT)
+                exit_patch_indirect(k, x, false);
             else if (x->to)
                 exit_patch(x, x->flags_by_fn ? k->blocks[x->to].a : k->blocks[x->to].b);
         }
@@ -412,7 +435,7 @@ bool bt_cache_room(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
     /* side exits, guards, and the ends that a block may have */
-    unsigned exits = 2 * BT_MAX_BRANCHES + BT_MAX_GROUPS + 16;
+    unsigned exits = 3 * BT_MAX_BRANCHES + BT_MAX_GROUPS + 16;
     return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 && k->n_blocks + 2 < BT_MAX_BLOCKS &&
            k->n_exits + exits < BT_MAX_EXITS && k->n_map + BT_MAX_INSNS * 8 < BT_MAX_MAP &&
            k->n_relocs + BT_MAX_RELOCS < BT_MAX_RELOCS_KEPT && k->n_pages + 4 < k->max_pages;
@@ -430,6 +453,7 @@ void bt_cache_flush(struct bt_vcpu *c)
     for (unsigned i = 0; i < 1u << BT_PA_HASH_BITS; i++)
         k->pa_hash[i] = 0;
     k->n_xpage = k->n_straddle = 0;
+    bt_ucode_reset(c);
     k->n_kpage = 1;
     k->chain_exit = 0;
     for (unsigned i = 0; i < 1u << BT_HASH_BITS; i++)

@@ -17,6 +17,21 @@
  * bytes. To stop a running vCPU, the kick signal points all exits of the block
  * it interrupted back to their stubs (bt_unlink_block): no block pays for a check.
  *
+ * Returns
+ *   A guest's CALL leaves its block by a host CALL, its RET by a host RET, so
+ *   that the host's predictor of returns works for the guest. In translated
+ *   code the host's RSP is a stack of such return addresses, one for programs,
+ *   one for the supervisor; C runs on the dispatcher's stack. At the host's
+ *   return address, the end of the calling block, stands a landing: it
+ *   compares r14, the guest's return address, with the one that the CALL
+ *   pushed, and goes on there, or, when they differ, by the jump cache. So the
+ *   stack is a guess, and may be emptied at any time - what empties a jump
+ *   cache does (bt_jc_flush) - but an address in it must be a landing of the
+ *   present mode and address space. Above the bottom entry lies the address of
+ *   glue that uses the jump cache; a guard page below makes the handler of
+ *   SIGSEGV throw the older entries away. A dead block's landings may remain:
+ *   its exits look up their targets. bt_cache_flush() empties both stacks.
+ *
  * Everything is private to the vCPU's thread, signal handler included; other
  * vCPUs reach in through sync.c.
  */
@@ -60,13 +75,18 @@ struct bt_kept_reloc {
     uint16_t off;
     uint8_t kind, cold;
 };
-enum { BT_EXIT_DIRECT, BT_EXIT_INDIRECT };
+#define BT_RET_BYTES (32u << 10) /* a stack of returns: 4096 */
+#define BT_RET_SPARE 128u        /* above it, the empty stack's entry */
+#define BT_RET_KEPT 512u         /* what stays when it is full */
+/* OTHER: the landing's way out when the return address is another one. */
+enum { BT_EXIT_DIRECT, BT_EXIT_INDIRECT, BT_EXIT_CALL, BT_EXIT_RET, BT_EXIT_OTHER };
 struct bt_exit {
     uint64_t target; /* guest RIP */
     uint32_t site;   /* rel32 field, or the jmp r15 */
     uint32_t stub;   /* where it goes unchained */
     uint32_t from, to, in_next;
-    uint8_t kind, flags_by_fn, xpage;
+    uint8_t kind, flags_by_fn;
+    uint8_t alt;   /* from the stub to another one, for good: by the jump cache; 0: none */
     uint8_t plain; /* to the plain twin: gen_group.c */
 };
 /* From host address to guest instruction: sorted by host within a block, hot
@@ -112,9 +132,13 @@ struct bt_cache {
     /* stubs */
     uint32_t stub_stack, stub_stack_try, stub_slow, stub_try, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
         stub_irq, stub_careful, stub_segfault, stub_flags_slot, stub_flags[8][4];
+    uint32_t stub_ret_empty[2], stub_ret_other[2], stub_ret_end[2];
+    uint32_t ret_top[2];   /* the empty stacks of returns */
+    uint64_t ret_saved[2]; /* c->ret_sp of the one that is not in use */
+    unsigned ret_table;    /* the one in use */
     uint32_t stubs_start, stubs_end;
     void (*enter)(struct bt_vcpu *c, uint64_t host);
-    uint32_t unlinked[16];
+    uint32_t unlinked[64];
     _Atomic uint32_t n_unlinked;
     uint64_t helper_ret; /* return address of a memory helper into a block, 0 when none runs */
     uint64_t last_ret;   /* where code will go on: for the signal handler */
@@ -146,7 +170,8 @@ bool bt_host_flags_in_slot(struct bt_vcpu *c, uint64_t host);
 struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create);
 /* The bytes [pa, pa+n) change: drop this vCPU's blocks over them; true when `current` was among them. */
 bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_block *current);
-void bt_exit_open(struct bt_exit *x); /* an indirect exit as it was made */
+void bt_exit_open(struct bt_cache *k, struct bt_exit *x); /* an indirect exit as it was made */
+void bt_ret_empty(struct bt_vcpu *c, unsigned t); /* forget a stack of returns */
 bool bt_cache_room(struct bt_vcpu *c); /* for one more block */
 /* relocate.c: what a new block holds of its address; a copy of a block for other addresses, or NULL. */
 struct bt_relocs;
@@ -162,5 +187,11 @@ static inline uint32_t bt_code_filter_hash(uint64_t lin) { return (uint32_t)(lin
 void bt_spaces_drop_block(struct bt_vcpu *c, uint64_t lin);
 void bt_spaces_drop_jumps(struct bt_vcpu *c);
 void bt_xpage_unchain(struct bt_vcpu *c);
+void bt_unchain(struct bt_vcpu *c, uint32_t exit);
+/* ucode.c: programs' chains from page to page. A program enters a page; may an exit be chained? */
+void bt_ucode_enter(struct bt_vcpu *c, uint64_t lin, uint64_t pa);
+bool bt_ucode_join(struct bt_vcpu *c, uint32_t exit, uint64_t lin_a, uint64_t pa_a, uint64_t lin_b, uint64_t pa_b);
+bool bt_ucode_has(const struct bt_vcpu *c, uint64_t lin); /* any in this page? */
+void bt_ucode_reset(struct bt_vcpu *c);                   /* undo them all */
 static inline uint32_t bt_block_index(struct bt_vcpu *c, const struct bt_block *b) { return (uint32_t)(b - c->cache->blocks); }
 #endif

@@ -40,6 +40,20 @@ static void push_return(struct trans *t, struct insn *x)
     gen_sp_add(t, -(int)size);
 }
 
+/* A retpoline: its CALL is for the sake of its RET, which goes elsewhere: MOV [RSP], target; RET. */
+static bool is_thunk(const uint8_t *p) { return (p[0] & 0xfb) == 0x48 && p[1] == 0x89 && (p[2] & 0xc7) == 4 && p[3] == 0x24; }
+static bool in_thunk(const struct trans *t, const struct insn *x)
+{
+    return t->code64 && x > t->insn && x[-1].d.length == 4 && is_thunk(x[-1].bytes);
+}
+static bool calls_thunk(const struct trans *t, const struct insn *x, uint64_t target)
+{
+    uint64_t lin = target + t->cs_base, here = t->rip + t->cs_base;
+    if (target == next_rip(t, x)) /* it wants to know where it is */
+        return true;
+    return t->code64 && !((lin ^ here) >> 12) && (lin & 0xfff) <= 4096 - 4 && is_thunk(t->host + (int64_t)(lin - here));
+}
+
 static void gen_ret(struct trans *t, struct insn *x)
 {
     unsigned size = t->code64 ? 8 : x->d.operand_width / 8u;
@@ -47,7 +61,10 @@ static void gen_ret(struct trans *t, struct insn *x)
     gen_stack(t, 0, size, false);
     gen_load_mem(t, H_R14, size);
     gen_sp_add(t, (int)size + extra);
-    gen_exit_indirect(t);
+    if (in_thunk(t, x))
+        gen_exit_indirect(t, 0);
+    else
+        gen_exit_ret(t);
 }
 
 static void gen_loop(struct trans *t, struct insn *x)
@@ -168,19 +185,22 @@ void gen_insn(struct trans *t, struct insn *x)
     case K_JMP: gen_exit(t, branch_target(t, x)); break;
     case K_CALL:
         push_return(t, x);
-        gen_exit(t, branch_target(t, x));
+        if (calls_thunk(t, x, branch_target(t, x)))
+            gen_exit(t, branch_target(t, x));
+        else
+            gen_exit_call(t, branch_target(t, x), next_rip(t, x));
         break;
     case K_RET: gen_ret(t, x); break;
     case K_JMP_IND:
         load_target(t, x);
-        gen_exit_indirect(t);
+        gen_exit_indirect(t, 0);
         break;
     case K_CALL_IND:
         load_target(t, x);
         e_store(e, H_R14, &c->tmp[3]);
         push_return(t, x);
         e_load(e, H_R14, &c->tmp[3]);
-        gen_exit_indirect(t);
+        gen_exit_indirect(t, next_rip(t, x));
         break;
     case K_LOOP: gen_loop(t, x); break;
     }

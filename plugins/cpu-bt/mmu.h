@@ -70,6 +70,25 @@ struct bt_space {
 };
 #define BT_SPACES 8u
 
+/* Pages of programs' code that chains connect: ucode.c. */
+#define BT_UCODE_MAX 8192u
+#define BT_UCODE_CHAINS 131072u
+#define BT_UCODE_FAILS 8u
+struct bt_upage {
+    uint64_t vpage, pa;
+    uint32_t next, ring, rep; /* hash chain or free list; members of the component, one that stands for it */
+    uint8_t shared, fails;
+    /* of the one that stands for the component */
+    uint32_t size, chains, space;
+    uint64_t gen;
+};
+struct bt_ucode {
+    uint32_t n, n_chained, free_page, free_chained;
+    uint32_t head[BT_UCODE_MAX];
+    struct { uint32_t exit, next; } chained[BT_UCODE_CHAINS];
+    struct bt_upage page[BT_UCODE_MAX]; /* 0 is never used, nor is chained[0] */
+};
+
 #define BT_ITLB_SIZE 256u
 #define BT_LARGE_SLOTS 4096u
 #define BT_LARGE_MANY 0xffffffffu
@@ -90,6 +109,7 @@ struct bt_mmu {
     uint32_t n_kcode, kcode_head[BT_KCODE_HASH];
     bool kcode_local; /* some of it is not in global pages */
     struct bt_space spaces[BT_SPACES];
+    struct bt_ucode ucode;
 };
 static inline uint64_t mmu_new_gen(struct bt_mmu *m) { return ++m->last_gen; }
 

@@ -317,7 +317,7 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     size_t n_tlb = up(BT_TLB_SIZE * sizeof(struct bt_tlb_entry)), n_jc = up(BT_JC_SIZE * 4);
     size_t o_jc = o_tlb + 2 * n_tlb, o_stubs = o_jc + 2 * n_jc, o_hot = o_stubs + 16384;
     size_t o_cold = o_hot + BT_CODE_BYTES(vm->n_vcpus), o_win = up(o_cold + BT_CODE_BYTES(vm->n_vcpus));
-    size_t total = o_win + 4 * 4096;
+    size_t o_ret = o_win + 4 * 4096, n_ret = 4096 + BT_RET_BYTES, total = o_ret + 2 * n_ret;
     uint8_t *r = region_map(total);
     if (!r)
         return hvx_fail(err, -ENOMEM, "cpu-bt: no room for vCPU %u's %zu MiB of translations below 2 GiB; use fewer vCPUs",
@@ -340,6 +340,10 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     c->window.base = r + o_win;
     mprotect(r + o_win, 4096, PROT_NONE);
     mprotect(r + o_win + 2 * 4096, 2 * 4096, PROT_NONE);
+    for (unsigned t = 0; t < 2; t++) {
+        mprotect(r + o_ret + t * n_ret, 4096, PROT_NONE);
+        k->ret_top[t] = (uint32_t)(uintptr_t)(r + o_ret + (t + 1) * n_ret - BT_RET_SPARE);
+    }
     k->stubs_start = (uint32_t)(uintptr_t)(r + o_stubs);
     k->stubs_end = k->stubs_start + 16384;
     k->hot = k->hot_p = r + o_hot;

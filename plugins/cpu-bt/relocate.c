@@ -105,7 +105,7 @@ static void move_exits(struct bt_vcpu *c, const struct move *m, const struct bt_
             e_patch32(site, x->stub);
             continue;
         }
-        bt_exit_open(x);
+        bt_exit_open(k, x);
         if (x->target) { /* mov r15d, [its place in the jump cache] stands before it */
             x->target += m->rip;
             uint32_t at = e_abs(&c->jc[1][bt_jc_index(x->target)]);

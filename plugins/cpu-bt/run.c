@@ -102,11 +102,16 @@ static bool must_leave(struct bt_vcpu *c)
            c->force_careful || (c->mode & BT_MODE_TF) || c->trap_after;
 }
 
-/* A jump cache serves one mode at a time. */
+/* A jump cache serves one mode at a time, and so does a stack of returns. */
 static inline void jc_check(struct bt_vcpu *c, unsigned t)
 {
     struct bt_cache *k = c->cache;
     uint64_t base = bt_code64(c) ? 0 : c->seg_base[BT_CS];
+    if (k->ret_table != t) {
+        k->ret_saved[k->ret_table] = c->ret_sp;
+        c->ret_sp = k->ret_saved[t];
+        k->ret_table = t;
+    }
     if (k->jc_mode[t] != c->mode || k->jc_cs_base[t] != base) {
         bt_jc_flush(c, t);
         k->jc_mode[t] = c->mode;
@@ -120,6 +125,8 @@ static struct bt_block *find(struct bt_vcpu *c, uint32_t mode)
     if (!bt_code64(c))
         lin = (uint32_t)lin;
     bt_code_page(c, lin, &pa);
+    if (c->cpl == 3)
+        bt_ucode_enter(c, lin, pa);
     struct bt_block *b = bt_block_find(c, pa, c->rip, mode, base);
     if (!b)
         return bt_block_moved(c, pa, c->rip, mode);

@@ -45,6 +45,13 @@ static void on_kick(int sig, siginfo_t *info, void *ucv)
         return;
     uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];
     const struct bt_cache *k = c->cache;
+    for (unsigned t = 0; t < 2; t++)
+        if (pc >= k->stub_ret_empty[t] && pc < k->stub_ret_end[t]) { /* no block: all it needs is in r14 */
+            if (pc == k->stub_ret_empty[t])
+                uc->uc_mcontext.gregs[REG_RSP] -= 8;
+            uc->uc_mcontext.gregs[REG_RIP] = k->stub_jc_miss[t];
+            return;
+        }
     if (pc >= k->stub_stack && pc < k->stub_commit) {
         /* This glue goes back to its block without a look at `pending`: its
          * return address is one of the upmost four words. */
@@ -69,12 +76,29 @@ static void on_kick(int sig, siginfo_t *info, void *ucv)
 /* Guest vector state is in the registers: no sanitizer's function before the jump. */
 __attribute__((no_sanitize("address", "undefined"))) static void land(struct bt_vcpu *c) { __builtin_longjmp((void **)c->cache->jmpbuf, 1); }
 
+/* The stack of returns is full, the instruction has done nothing yet. The upmost entries are those that are needed. */
+static bool returns_overflow(struct bt_vcpu *c, const siginfo_t *info, greg_t *g)
+{
+    uint64_t at = (uint64_t)(uintptr_t)info->si_addr;
+    for (unsigned t = 0; t < 2; t++) {
+        uint64_t top = c->cache->ret_top[t], low = top + BT_RET_SPARE - BT_RET_BYTES;
+        if (at >= low || at < low - 4096)
+            continue;
+        memcpy((void *)(uintptr_t)(top - BT_RET_KEPT), (const void *)(uintptr_t)g[REG_RSP], BT_RET_KEPT);
+        g[REG_RSP] = (greg_t)(top - BT_RET_KEPT);
+        return true;
+    }
+    return false;
+}
+
 static void on_fault(int sig, siginfo_t *info, void *ucv)
 {
     struct bt_vcpu *c = self;
     ucontext_t *uc = ucv;
     greg_t *g = uc->uc_mcontext.gregs;
     uint64_t pc = (uint64_t)g[REG_RIP], rip;
+    if (c && c->in_code == 1 && sig == SIGSEGV && returns_overflow(c, info, g))
+        return;
     if (!c || c->in_code != 1 || !in_blocks(c, pc) || !bt_host_to_rip(c, pc, &rip)) {
         sigaction(sig, &old_action[sig], NULL); /* not ours: once more, for whoever else handles it */
         return;
@@ -113,7 +137,8 @@ static void on_fault(int sig, siginfo_t *info, void *ucv)
     c->force_careful = c->force_single = 0;
     g[REG_RIP] = (greg_t)(uintptr_t)land;
     g[REG_RDI] = (greg_t)(uintptr_t)c;
-    g[REG_RSP] = (g[REG_RSP] & ~15ll) - 256 - 8;
+    c->ret_sp = (uint64_t)g[REG_RSP];
+    g[REG_RSP] = (greg_t)c->host_rsp - 8;
 }
 
 int bt_signals_install(struct hvx_error *err)
@@ -127,6 +152,7 @@ int bt_signals_install(struct hvx_error *err)
     if (sigaction(BT_SIG_KICK, &sa, NULL))
         return hvx_fail(err, -errno, "cpu-bt: cannot install the kick signal's handler");
     sa.sa_sigaction = on_fault;
+    sigaddset(&sa.sa_mask, BT_SIG_KICK); /* a kick comes once the registers are the guest's again */
     for (unsigned i = 0; i < 4; i++) {
         struct sigaction old;
         if (sigaction(faults[i], &sa, &old))

@@ -17,7 +17,7 @@ int bt_mmu_create(struct bt_vcpu *c)
     c->mmu = calloc(1, sizeof(*c->mmu));
     if (!c->mmu)
         return -ENOMEM;
-    c->mmu->n_kcode = 1;
+    c->mmu->n_kcode = c->mmu->ucode.n = c->mmu->ucode.n_chained = 1;
     c->mmu->space = &c->mmu->spaces[0];
     return 0;
 }

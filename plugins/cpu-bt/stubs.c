@@ -59,8 +59,31 @@ static void fp_restore(struct bt_emit *e, struct bt_vcpu *c)
     *over = (uint8_t)(e->p - over - 1);
 }
 
-/* Back from C into the middle of the running block: its return address is at
- * [rsp]. Kicked meanwhile: unlink the block first. */
+/* C runs on the dispatcher's stack: in translated code RSP is the stack of returns. */
+static void native_stack(struct bt_emit *e, struct bt_vcpu *c)
+{
+    e_store(e, H_RSP, &c->ret_sp);
+    e_load(e, H_RSP, &c->host_rsp);
+}
+static void return_stack(struct bt_emit *e, struct bt_vcpu *c) { e_load(e, H_RSP, &c->ret_sp); }
+
+/* Called from a block: to C, and back to the block. */
+static void leave_block(struct bt_emit *e, struct bt_vcpu *c)
+{
+    e8(e, 0x8f); /* pop qword [last_ret] */
+    e_mod_abs(e, 0, e_abs(&c->cache->last_ret));
+    native_stack(e, c);
+}
+static void return_to_block(struct bt_emit *e, struct bt_vcpu *c)
+{
+    return_stack(e, c);
+    e8(e, 0xff); /* push qword [last_ret] */
+    e_mod_abs(e, 6, e_abs(&c->cache->last_ret));
+    e8(e, 0xc3);
+}
+
+/* Back from C into the middle of the running block, at last_ret. Kicked
+ * meanwhile: unlink the block first. */
 static void back_to_block(struct bt_emit *e, struct bt_vcpu *c)
 {
     e_store8_imm(e, &c->in_code, 1);
@@ -69,9 +92,7 @@ static void back_to_block(struct bt_emit *e, struct bt_vcpu *c)
     uint8_t *over = e->p;
     e8(e, 0);
     e_store8_imm(e, &c->in_code, 2);
-    e_alu_ri(e, 1, 5, H_RSP, 8);
     call_c(e, c, (void *)bt_unlink_running);
-    e_alu_ri(e, 1, 0, H_RSP, 8);
     e_store8_imm(e, &c->in_code, 1);
     *over = (uint8_t)(e->p - over - 1);
 }
@@ -83,21 +104,19 @@ static uint32_t helper(struct bt_emit *e, struct bt_vcpu *c, void *fn, unsigned 
     uint32_t at = e_here(e);
     spill_all(e, c);
     e_store8_imm(e, &c->in_code, 2);
-    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
+    leave_block(e, c);
+    e_load(e, H_RAX, &k->last_ret);
     e_store(e, H_RAX, &k->helper_ret);
-    e_store(e, H_RAX, &k->last_ret);
     e_mov_rr(e, H_RSI, H_R14);
     e_mov32_rr(e, H_RDX, H_R15);
-    e_alu_ri(e, 1, 5, H_RSP, 8);
     call_c(e, c, fn);
-    e_alu_ri(e, 1, 0, H_RSP, 8);
     if (result != H_RAX)
         e_mov_rr(e, result, H_RAX);
     e_store_imm(e, &k->helper_ret, 0);
     back_to_block(e, c);
     fp_restore(e, c);
     load_caller_saved(e, c);
-    e8(e, 0xc3);
+    return_to_block(e, c);
     return at;
 }
 
@@ -166,6 +185,7 @@ void bt_stubs_emit(struct bt_vcpu *c)
     /* leave: complete state in *c; return to the dispatcher */
     k->stub_leave = e_here(e);
     e_store8_imm(e, &c->in_code, 0);
+    e_load(e, H_RSP, &c->host_rsp);
     e_alu_ri(e, 1, 0, H_RSP, 8);
     e8(e, 0x41); e8(e, 0x5f); /* pop r15 */
     e8(e, 0x41); e8(e, 0x5e);
@@ -192,6 +212,7 @@ void bt_stubs_emit(struct bt_vcpu *c)
     flags_fn_slot(e, c);
     load_all(e, c);
     e_load(e, H_R14, &c->rip);
+    return_stack(e, c);
     e_jmp_r(e, H_R15);
 
     /* enter(c, host): from C */
@@ -203,6 +224,7 @@ void bt_stubs_emit(struct bt_vcpu *c)
     e8(e, 0x41); e8(e, 0x56);
     e8(e, 0x41); e8(e, 0x57);
     e_alu_ri(e, 1, 5, H_RSP, 8);
+    e_store(e, H_RSP, &c->host_rsp);
     e_mov_rr(e, H_RAX, H_RSI);
     e_jmp(e, k->stub_go);
 
@@ -225,51 +247,47 @@ void bt_stubs_emit(struct bt_vcpu *c)
     k->stub_careful = e_here(e);
     spill_all(e, c);
     e_store8_imm(e, &c->in_code, 2);
-    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
+    leave_block(e, c);
+    e_load(e, H_RAX, &k->last_ret);
     e_store(e, H_RAX, &k->helper_ret);
-    e_alu_ri(e, 1, 5, H_RSP, 8);
     call_c(e, c, (void *)bt_careful_c);
 
     /* irq: called after STI when an interrupt waits */
     k->stub_irq = e_here(e);
     spill_all(e, c);
     e_store8_imm(e, &c->in_code, 2);
-    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
-    e_store(e, H_RAX, &k->last_ret);
+    leave_block(e, c);
     e8(e, 0xf0); /* lock or dword [pending], BT_PEND_IRQ */
     e8(e, 0x83);
     e_mod_abs(e, 1, e_abs((void *)&c->pending));
     e8(e, BT_PEND_IRQ);
     back_to_block(e, c);
     load_caller_saved(e, c);
-    e8(e, 0xc3);
+    return_to_block(e, c);
 
     /* op: called; r14 = struct bt_op; c->rip set; flags in the slot */
     k->stub_op = e_here(e);
     spill_all(e, c);
     e_store8_imm(e, &c->in_code, 2);
-    e_r_base(e, 1, 0x8b, H_RAX, H_RSP, 0);
-    e_store(e, H_RAX, &k->last_ret);
+    leave_block(e, c);
     e_mov_rr(e, H_RSI, H_R14);
-    e_alu_ri(e, 1, 5, H_RSP, 8);
     call_c(e, c, (void *)bt_op_next_c);
-    e_alu_ri(e, 1, 0, H_RSP, 8);
     e_rr(e, 1, 0x85, H_RAX, H_RAX); /* test */
     e8(e, 0x74);                    /* je on */
     uint8_t *on = e->p;
     e8(e, 0);
-    e_alu_ri(e, 1, 0, H_RSP, 8); /* leave the block: drop the return address */
-    e_jmp(e, k->stub_go);
+    e_jmp(e, k->stub_go); /* leave the block */
     *on = (uint8_t)(e->p - on - 1);
     back_to_block(e, c);
     fp_restore(e, c);
     load_all(e, c);
-    e8(e, 0xc3);
+    return_to_block(e, c);
 
     /* op_end: jumped to */
     k->stub_op_end = e_here(e);
     spill_all(e, c);
     e_store8_imm(e, &c->in_code, 2);
+    native_stack(e, c);
     e_mov_rr(e, H_RSI, H_R14);
     call_c(e, c, (void *)bt_op_end_c);
     e_jmp(e, k->stub_go);
@@ -283,14 +301,32 @@ void bt_stubs_emit(struct bt_vcpu *c)
         spill_all(e, c);
         e_store(e, H_R14, &c->rip);
         e_store8_imm(e, &c->in_code, 2);
+        native_stack(e, c);
         call_c(e, c, (void *)bt_next_c);
         e_jmp(e, k->stub_go);
+    }
+
+    /* ret_empty: a RET that no CALL is known for. ret_other: one that goes elsewhere than its CALL's continuation.
+     * r14 = rip, flags by flags_fn. No block to unlink: the kick's handler goes on at jc_miss. */
+    for (unsigned t = 0; t < 2; t++) {
+        k->stub_ret_empty[t] = e_here(e);
+        e_lea(e, 1, H_RSP, H_RSP, -1, 0, -8); /* it stays */
+        k->stub_ret_other[t] = e_here(e);
+        e_mov32_rr(e, H_R15, H_R14);
+        e_alu_ri(e, 0, 4, H_R15, BT_JC_SIZE - 1);
+        e_r_sib(e, 0, 0x8b, H_R15, -1, H_R15, 2, (int32_t)e_abs(c->jc[t]));
+        e_jmp_r(e, H_R15);
+        k->stub_ret_end[t] = e_here(e);
+        uint64_t *top = (uint64_t *)(uintptr_t)k->ret_top[t];
+        for (unsigned i = 0; i < BT_RET_SPARE / 8; i++)
+            top[i] = k->stub_ret_empty[t];
     }
 
     /* exit: r15d = exit index, flags in the slot */
     k->stub_exit = e_here(e);
     spill_all(e, c);
     e_store8_imm(e, &c->in_code, 2);
+    native_stack(e, c);
     e_mov32_rr(e, H_RSI, H_R15);
     call_c(e, c, (void *)bt_exit_c);
     e_jmp(e, k->stub_go);

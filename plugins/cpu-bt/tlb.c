@@ -252,11 +252,14 @@ void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin)
             m->itlb[t][j].vpage = ~0ull;
     }
     m->space->psc_gen = mmu_new_gen(m);
+    bt_ret_empty(c, 1); /* returns to a page need not be in the filter */
     bool large = large_invalidate(c, lin);
     if (large)
         m->space->gen = mmu_new_gen(m), m->kgen = mmu_new_gen(m);
     uint32_t h = bt_code_filter_hash(lin);
-    if (large)
+    if (bt_ucode_has(c, lin))
+        m->space->gen = mmu_new_gen(m), bt_jc_flush(c, 1);
+    else if (large)
         bt_jc_flush(c, 1);
     else if (c->cache->code_filter[1][h >> 6] >> (h & 63) & 1)
         bt_jc_drop_page(c, 1, lin);

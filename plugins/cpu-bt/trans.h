@@ -87,6 +87,7 @@ struct cold {
     uint32_t tag_abs; /* undo of the XOR: absolute address, or with r15 as index */
     bool indexed;
     bool stack;
+    bool far; /* a program's exit to another page: it has a second stub, which uses the jump cache */
     uint32_t exit;
 };
 
@@ -104,6 +105,7 @@ struct trans {
     bool code64, code32, careful, plain, flat;
     bool restricted; /* the decoders know the CPU model */
     uint64_t rip, cs_base;
+    const uint8_t *host; /* of the first instruction's bytes */
     struct insn insn[BT_MAX_INSNS + 2];
     unsigned n;
     struct cold cold[BT_MAX_COLD];
@@ -227,8 +229,11 @@ void gen_insn(struct trans *t, struct insn *x);
 /* translate.c */
 void gen_exit(struct trans *t, uint64_t target); /* direct */
 uint32_t trans_exit_plain(struct trans *t); /* to the current instruction, in the plain twin; the caller emits it */
-uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target);
-void gen_exit_indirect(struct trans *t); /* r14 = target */
+void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target);
+/* r14 = target. For a CALL, next is where it returns to, else 0. */
+void gen_exit_indirect(struct trans *t, uint64_t next);
+void gen_exit_call(struct trans *t, uint64_t target, uint64_t next);
+void gen_exit_ret(struct trans *t); /* r14 = target */
 static inline uint64_t next_rip(const struct trans *t, const struct insn *x)
 {
     uint64_t n = x->rip + x->d.length;

@@ -53,81 +53,114 @@ static bool same_page(const struct trans *t, uint64_t target)
 {
     return !(((target + t->cs_base) ^ (t->rip + t->cs_base)) >> 12);
 }
-/* Programs' jumps to other pages go through the jump cache, whose entries die
- * with the address space. The supervisor's are chained and checked on flushes. */
-static bool through_jump_cache(const struct trans *t, uint64_t target) { return t->cpl3 && !same_page(t, target); }
+/* Programs' jumps to other pages may have to go through the jump cache, whose
+ * entries die with the address space: ucode.c. The supervisor's are chained and
+ * checked on flushes. */
+static bool is_far(const struct trans *t, uint64_t target) { return t->cpl3 && !same_page(t, target); }
 
-static void jump_cache_const(struct trans *t, uint64_t target)
+/* Is r14 this? Clobbers r15. */
+static void compare_rip(struct bt_emit *e, uint64_t rip)
 {
-    struct bt_emit *e = &t->e;
-    gen_flags_lazy(t);
-    e_mov_rip(e, H_R14, target);
-    e_load32(e, H_R15, &t->c->jc[t->cpl3][bt_jc_index(target)]);
-    uint32_t i = new_exit(t, BT_EXIT_INDIRECT, e->p, target);
-    t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
-    e_jmp_r(e, H_R15);
-    e8(e, 0xcc);
-    e8(e, 0xcc);
+    if ((int64_t)rip == (int32_t)rip) {
+        if (e->relocs)
+            e->relocs->fixed = true;
+        e8(e, 0x49); /* cmp r14, imm32 */
+        e8(e, 0x81);
+        e_mod_rr(e, 7, H_R14);
+        e32(e, (uint32_t)rip);
+    } else {
+        e_mov_rip(e, H_R15, rip);
+        e_rr(e, 1, 0x3b, H_R14, H_R15);
+    }
 }
 
-void gen_exit(struct trans *t, uint64_t target)
+/* What runs one instruction at a time does without the stack of returns. */
+static bool predicts_returns(const struct trans *t) { return !(t->mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE)); }
+
+/* Where the RET of a CALL comes to; flags are by flags_fn. */
+static void landing(struct trans *t, uint64_t next)
 {
     struct bt_emit *e = &t->e;
-    if (through_jump_cache(t, target)) {
-        jump_cache_const(t, target);
-        return;
-    }
+    compare_rip(e, next);
+    uint8_t *site = e_jcc(e, CC_NE, t->k->stub_ret_other[t->cpl3]);
+    uint32_t i = new_exit(t, BT_EXIT_OTHER, site, 0);
+    t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
+    t->in_reg = t->in_slot = false;
+    t->in_fn = true;
+    t->again.kind = AGAIN_NONE;
+    t->r15_group = 0;
+    gen_exit(t, next);
+}
+
+static void indirect(struct trans *t, struct bt_emit *e, unsigned kind, uint64_t target)
+{
+    uint32_t i = new_exit(t, kind, e->p, target);
+    t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
+    memset(e->p, 0xcc, 5); /* room for another jump */
+    bt_exit_open(t->k, &t->k->exits[i]);
+    e->p += 5;
+}
+
+static void direct(struct trans *t, uint64_t target, unsigned opcode)
+{
+    struct bt_emit *e = &t->e;
     if (!t->in_reg && !t->in_fn) {
         if (t->again.kind)
             gen_flags_restore(t);
         else if (t->in_slot)
             gen_flags_lazy(t);
     }
-    e8(e, 0xe9);
+    e8(e, opcode);
     uint8_t *site = e->p;
     e32(e, 0);
     uint32_t i = new_exit(t, BT_EXIT_DIRECT, site, target);
     struct cold *x = trans_cold(t, COLD_EXIT, site);
     x->exit = i;
     x->save_flags = t->in_reg;
+    x->far = is_far(t, target);
 }
 
-uint8_t *gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target)
+void gen_exit(struct trans *t, uint64_t target) { direct(t, target, 0xe9); }
+
+void gen_exit_call(struct trans *t, uint64_t target, uint64_t next)
 {
-    struct bt_emit *e = &t->e;
-    if (through_jump_cache(t, target)) {
-        bool in_reg = t->in_reg, in_slot = t->in_slot, in_fn = t->in_fn;
-        e8(e, 0x70 | (cc ^ 1));
-        uint8_t *over = e->p;
-        e8(e, 0);
-        jump_cache_const(t, target);
-        *over = (uint8_t)(e->p - over - 1);
-        t->in_reg = in_reg;
-        t->in_slot = in_slot;
-        t->in_fn = in_fn;
-        return over;
-    }
-    uint8_t *site = e_jcc(e, cc, 0);
+    bool call = predicts_returns(t);
+    direct(t, target, call ? 0xe8 : 0xe9);
+    if (call)
+        landing(t, next);
+}
+
+void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target)
+{
+    uint8_t *site = e_jcc(&t->e, cc, 0);
     uint32_t i = new_exit(t, BT_EXIT_DIRECT, site, target);
     struct cold *x = trans_cold(t, COLD_EXIT, site);
     x->exit = i;
     x->save_flags = t->in_reg;
-    return site;
+    x->far = is_far(t, target);
 }
 
-/* r14 = target RIP */
-void gen_exit_indirect(struct trans *t)
+void gen_exit_indirect(struct trans *t, uint64_t next)
 {
     struct bt_emit *e = &t->e;
+    bool call = next && predicts_returns(t);
     gen_flags_lazy(t);
     e_mov32_rr(e, H_R15, H_R14);
     e_alu_ri(e, 0, 4, H_R15, BT_JC_SIZE - 1); /* RFLAGS are free: gen_flags_lazy() */
     e_r_sib(e, 0, 0x8b, H_R15, -1, H_R15, 2, (int32_t)e_abs(t->c->jc[t->cpl3]));
-    uint32_t i = new_exit(t, BT_EXIT_INDIRECT, e->p, 0);
-    t->k->exits[i].stub = t->k->stub_jc_miss[t->cpl3];
-    e_jmp_r(e, H_R15);
-    e8(e, 0xcc);
-    e8(e, 0xcc);
+    indirect(t, e, call ? BT_EXIT_CALL : BT_EXIT_INDIRECT, 0);
+    if (call)
+        landing(t, next);
+}
+
+void gen_exit_ret(struct trans *t)
+{
+    if (!predicts_returns(t)) {
+        gen_exit_indirect(t, 0);
+        return;
+    }
+    gen_flags_lazy(t);
+    indirect(t, &t->e, BT_EXIT_RET, 0);
 }
 
 /* --- decoding --------------------------------------------------------------------- */
@@ -268,6 +301,21 @@ static void exit_number(struct bt_emit *e, uint32_t exit)
     e->p += 4;
 }
 
+/* The exit's other stub. The flags are in RFLAGS, in the slot, or flags_fn knows. */
+static void by_jump_cache(struct trans *t, struct bt_emit *e, const struct cold *x)
+{
+    struct bt_exit *exit = &t->k->exits[x->exit];
+    uint64_t target = exit->target;
+    exit->alt = (uint8_t)(e_here(e) - exit->stub);
+    if (x->save_flags)
+        flags_to_slot(e, t->c);
+    if (x->save_flags || x->fn_slot)
+        flags_fn_slot(e, t->c);
+    e_mov_rip(e, H_R14, target);
+    e_load32(e, H_R15, &t->c->jc[t->cpl3][bt_jc_index(target)]);
+    indirect(t, e, BT_EXIT_INDIRECT, target);
+}
+
 static void emit_cold(struct trans *t)
 {
     struct bt_cache *k = t->k;
@@ -325,6 +373,8 @@ static void emit_cold(struct trans *t)
                 flags_to_slot(e, t->c);
             exit_number(e, x->exit);
             e_jmp(e, k->stub_exit);
+            if (x->far)
+                by_jump_cache(t, e, x);
             break;
         case COLD_IRQ:
             e_call(e, k->stub_irq);
@@ -400,6 +450,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     t->plain = (mode & BT_MODE_PLAIN) != 0;
     t->flat = (mode & BT_MODE_FLAT) != 0;
     t->rip = rip;
+    t->host = host;
     t->cs_base = t->code64 ? 0 : c->seg_base[BT_CS];
     t->n_cold = t->n_map = 0;
     t->rsp_bias = 0;
@@ -436,15 +487,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     t->relocs.fixed = false;
     bool movable = t->code64 && t->cpl3 && !(mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE)) && !pa2;
     e->relocs = movable && rip >> 32 ? &t->relocs : NULL;
-    if ((int64_t)rip == (int32_t)rip) {
-        e8(e, 0x49); /* cmp r14, imm32 */
-        e8(e, 0x81);
-        e_mod_rr(e, 7, H_R14);
-        e32(e, (uint32_t)rip);
-    } else {
-        e_mov_rip(e, H_R15, rip);
-        e_rr(e, 1, 0x3b, H_R14, H_R15);
-    }
+    compare_rip(e, rip);
     e_jcc(e, CC_NE, k->stub_jc_miss[t->cpl3]);
     entry(t);
     for (unsigned i = 0; i < t->n; i++) {
