@@ -49,6 +49,7 @@ struct bt_vm;
 struct bt_vcpu;
 struct bt_cache; /* code cache and block tables of one vCPU: cache.h */
 struct bt_op;    /* one decoded C op: op.h */
+struct kdirect;  /* the kernel-direct tier's window: kdirect.h */
 struct bt_mmu;   /* what stands behind the software TLB: mmu.h */
 
 /* --- registers ------------------------------------------------------------ */
@@ -162,6 +163,7 @@ struct bt_vcpu {
     uint8_t fp_live;  /* guest vector state is in the host's registers */
     uint32_t sysflags; /* TF IOPL NT RF VM AC VIF VIP ID at their places; bit 1 always set */
     uint32_t mode;    /* BT_MODE_*, see bt_mode_update() */
+    uint64_t gs_window; /* seg_base[BT_GS] in the window: kdirect.h */
     uint64_t seg_base[6]; /* copies for translated code, by BT_ES.. ; kept by bt_seg_update() */
     uint32_t seg_rlimit[6], seg_wlimit[6]; /* last valid offset for reads / writes; 0 with base_ok clear -> always slow */
     uint64_t op_ea;   /* effective address (offset inside its segment) of the current C op's memory operand */
@@ -202,6 +204,9 @@ struct bt_vcpu {
     uint8_t force_plain; /* next block: BT_MODE_PLAIN */
     uint32_t tlb_drops;  /* counts what took something out of the TLB */
     uint8_t debug_step;
+    uint8_t marking;    /* a page is being marked: no request takes a mark away */
+    uint32_t kd_again;  /* how often the same access has faulted in a row */
+    uint64_t kd_last;
     uint8_t trap_after; /* the instruction that runs began under TF: its trap comes though it clear TF (IRET, POPF) */
     uint8_t irq_wait;   /* an interrupt waits for IF: whoever sets IF sets BT_PEND_IRQ */
     uint64_t pdpte[4];  /* PAE paging without long mode */
@@ -268,6 +273,7 @@ struct bt_vcpu {
     struct {
         uint64_t blocks, retranslations, moved, chains, dispatches, c_ops, tlb_miss[2], tlb_flush, tlb_flush_global, invlpg;
         uint64_t slow_accesses, bounces, careful, mmio, pio, smc_invalidations, cache_flushes, exceptions, page_faults, interrupts;
+        uint64_t kd_maps, kd_faults, kd_soft, kd_unmaps, kd_checks;
         uint64_t kicks, unchains, halts, jc_miss, code_bytes, syscalls, cr3_loads, insns_translated, translate_cycles, sync_requests;
     } st;
 
@@ -308,6 +314,8 @@ struct bt_vm {
     struct bt_syncq *syncq;     /* sync.c */
     bool have_bmi2;
     bool amd;                   /* CPUID shows a processor of AMD's */
+    bool direct_kernel, direct_user; /* option direct */
+    struct kdirect *kd;         /* NULL: off */
     bool hypercalls;            /* VMCALL and VMMCALL are not #UD */
 };
 

@@ -3,6 +3,7 @@
  * plugins/cpu-bt/tlb.c - the software TLB: filling and flushing it; where
  * code lies.
  */
+#include "kdirect.h"
 #include "mmu.h"
 
 static inline void forget(struct bt_vcpu *c, unsigned t, unsigned i)
@@ -131,6 +132,7 @@ void bt_tlb_flush_all(struct bt_vcpu *c)
     m->kgen = mmu_new_gen(m);
     bt_jc_flush(c, 1);
     mmu_kcode_check(c);
+    bt_kd_flush(c, true);
 }
 
 void bt_tlb_flush_nonglobal(struct bt_vcpu *c)
@@ -155,6 +157,7 @@ void bt_tlb_flush_nonglobal(struct bt_vcpu *c)
         m->kgen = mmu_new_gen(m);
         mmu_kcode_check(c);
     }
+    bt_kd_flush(c, false);
 }
 
 /* --- supervisor code -------------------------------------------------------------------- */
@@ -265,6 +268,7 @@ void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin)
         if (x && !kcode_holds(c, x, &local))
             kcode_forget(c);
     }
+    bt_kd_invlpg(c, lin);
 }
 
 void bt_tlb_drop_write(struct bt_vcpu *c, uint64_t pa)
