@@ -19,6 +19,7 @@
 #define MAX_MAPS 24000u  /* of the host's usual 65530 */
 #define MAX_LOCAL_DROPS 2000u
 #define MAX_CODE_STORES 6u
+#define MAX_DROPS 4u
 
 static inline long sys6(long nr, long a, long b, long c, long d, long e, long f)
 {
@@ -439,6 +440,7 @@ static enum bt_kd_verdict place_page(struct bt_vcpu *c, struct kdirect *kd, stru
         return KD_SOFT;
     c->st.kd_maps++;
     r->shift = 12;
+    r->drops = 0;
     r->pml4e = l->pml4e & ~(PTE_A | PTE_D);
     for (unsigned j = first; j <= last; j++) {
         uint64_t pa = lo + (uint64_t)(j - first) * 4096;
@@ -650,6 +652,11 @@ static void table_check(struct bt_vcpu *c, struct kdirect *kd, struct kd_region 
         leaf_of(c, 0, e, wr, &l);
         if ((e & PTE_P) && (e & PTE_A) && page_holds(pte[i], &l))
             continue;
+        /* A guest that goes through a region page by page is soon told that nothing is there. */
+        if (++r->drops > MAX_DROPS) {
+            region_out(c, kd, r);
+            return;
+        }
         c->st.kd_unmaps++;
         unmap(window(r->va) + i * 4096ull, 4096);
         page_out(kd, r, i);

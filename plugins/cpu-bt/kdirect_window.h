@@ -36,6 +36,7 @@ struct kd_region {
     uint32_t table;   /* shift 12 */
     uint32_t n;       /* shift 12: pages placed */
     uint32_t n_local; /* pages placed that are not global; shift > 12: 0 or 1 */
+    uint32_t drops;   /* pages that went one by one since one was placed */
     uint32_t pieces;  /* what it may have added to the host's mappings */
     uint8_t shift;    /* of the guest's pages here; 0: nothing is placed */
     bool rw;          /* shift > 12: some page is writable */
