@@ -205,6 +205,7 @@ struct bt_vcpu {
     uint32_t tlb_drops;  /* counts what took something out of the TLB */
     uint8_t debug_step;
     uint8_t marking;    /* a page is being marked: no request takes a mark away */
+    uint8_t kd_started; /* this thread's GS base is the window's */
     uint32_t kd_again;  /* how often the same access has faulted in a row */
     uint64_t kd_last;
     uint8_t trap_after; /* the instruction that runs began under TF: its trap comes though it clear TF (IRET, POPF) */

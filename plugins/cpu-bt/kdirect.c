@@ -198,10 +198,8 @@ static bool is_own(const struct kdirect *kd, uint64_t host, uint64_t n)
 static void set_local(struct kdirect *kd, struct kd_region *r, uint32_t n)
 {
     if (!r->n_local != !n) {
-        if (n)
-            atomic_fetch_add(&kd->n_local, 1);
-        else
-            atomic_fetch_sub(&kd->n_local, 1);
+        kd->local_regions[r->va >> 39 & 255] += n ? 1u : -1u;
+        atomic_fetch_add(&kd->n_local, n ? 1u : -1u);
     }
     r->n_local = n;
 }
@@ -356,7 +354,6 @@ static enum bt_kd_verdict place_large(struct bt_vcpu *c, struct kdirect *kd, str
         kd->large_hash[hash(pa0 >> 21)] = id;
         if (l->shift == 30)
             gib_of(kd, r->va, false)->n_1g++;
-        r->pml4e = l->pml4e & ~(PTE_A | PTE_D);
         set_local(kd, r, !l->global);
     }
     if (!l->rw || (s->flags & HVX_SLOT_READONLY))
@@ -441,7 +438,6 @@ static enum bt_kd_verdict place_page(struct bt_vcpu *c, struct kdirect *kd, stru
     c->st.kd_maps++;
     r->shift = 12;
     r->drops = 0;
-    r->pml4e = l->pml4e & ~(PTE_A | PTE_D);
     for (unsigned j = first; j <= last; j++) {
         uint64_t pa = lo + (uint64_t)(j - first) * 4096;
         uint32_t h = hash(pa >> 12), id = r->table << 9 | j;
@@ -483,6 +479,8 @@ static void conflict_off(struct bt_vcpu *c, struct kdirect *kd)
         return;
     uint64_t all = c->vm->n_vcpus == 64 ? ~0ull : (1ull << c->vm->n_vcpus) - 1;
     kd->why_off = "the guest's kernel maps addresses where this process has memory";
+    atomic_store(&kd->say, true);
+    bt_kick(c, BT_PEND_KICK); /* to where it can be said: bt_kd_start() */
     /* The window stays where it is until the last block that uses it is left. */
     bt_sync_request(c->vm, NULL, all, BT_SYNC_FLUSH, 0, 0, false);
 }
@@ -531,6 +529,22 @@ static enum bt_kd_verdict code_page(struct bt_vcpu *c, struct kdirect *kd, const
     return atomic_load(&ch->code[bt_chunk_page(pa)]) ? KD_SOFT : KD_RETRY;
 }
 
+/* May a page that is not global be placed? Its part of the address space is looked at whenever a root is loaded: first
+ * say so, then look at the others' roots, as they load theirs first and look at `n_local` then. */
+static bool local_may(const struct bt_vcpu *c, struct kdirect *kd, uint64_t a)
+{
+    unsigned i = a >> 39 & 255;
+    uint64_t e = pml4e_of(c, a);
+    if (kd->local_drops > MAX_LOCAL_DROPS || (kd->local_regions[i] && kd->local_pml4e[i] != e))
+        return false;
+    kd->local_pml4e[i] = e;
+    atomic_fetch_add(&kd->n_local, 1);
+    bool may = roots_agree(c, a);
+    if (!may)
+        atomic_fetch_sub(&kd->n_local, 1);
+    return may;
+}
+
 enum bt_kd_verdict bt_kd_fault(struct bt_vcpu *c, const struct bt_block *b, uint64_t host, bool write, uint32_t *error)
 {
     struct kdirect *kd = c->vm->kd;
@@ -549,7 +563,7 @@ enum bt_kd_verdict bt_kd_fault(struct bt_vcpu *c, const struct bt_block *b, uint
         return KD_FAULT;
     }
     enum bt_kd_verdict v = KD_RETRY;
-    bool off = false, code = false;
+    bool off = false, code = false, local = false;
     lock(kd);
     if (kd->n_maps > MAX_MAPS)
         all_out(c, kd);
@@ -562,10 +576,12 @@ enum bt_kd_verdict bt_kd_fault(struct bt_vcpu *c, const struct bt_block *b, uint
         v = KD_RETRY; /* changed since the walk */
     else if (write && !l.rw)
         v = KD_SOFT; /* allowed for CR0.WP is clear */
-    else if (!l.global && (kd->local_drops > MAX_LOCAL_DROPS || !roots_agree(c, a)))
+    else if (!l.global && !local_may(c, kd, a))
         v = KD_SOFT;
     else
-        v = l.shift > 12 ? place_large(c, kd, r, &l, write) : place_page(c, kd, r, a, &l, write);
+        v = (local = !l.global, l.shift > 12) ? place_large(c, kd, r, &l, write) : place_page(c, kd, r, a, &l, write);
+    if (local)
+        atomic_fetch_sub(&kd->n_local, 1); /* local_may()'s */
     code = v == KD_SOFT && write && r && descend(c, a, &l) && l.rw && has_code(c->vm, l.pa);
     unlock(kd);
     if (off) {
@@ -729,6 +745,16 @@ void bt_kd_flush(struct bt_vcpu *c, bool global)
         conflict_off(c, kd);
 }
 
+/* Other tables are behind an entry of the root: does what is there agree with the new ones? */
+static void part_check(struct bt_vcpu *c, struct kdirect *kd, unsigned part)
+{
+    uint64_t before = c->st.kd_unmaps;
+    for (uint32_t i = 1; i < kd->n_regions && kd->local_regions[part]; i++)
+        if ((kd->regions[i].va >> 39 & 255) == part)
+            region_check(c, kd, &kd->regions[i], true);
+    kd->local_drops += (uint32_t)(c->st.kd_unmaps - before);
+}
+
 void bt_kd_switch(struct bt_vcpu *c, bool keep)
 {
     struct kdirect *kd = c->vm->kd;
@@ -741,14 +767,9 @@ void bt_kd_switch(struct bt_vcpu *c, bool keep)
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&kd->n_local)) {
         lock(kd);
-        for (uint32_t i = 1; i < kd->n_regions; i++) {
-            struct kd_region *r = &kd->regions[i];
-            if (!r->shift || !r->n_local || r->pml4e == pml4e_of(c, r->va))
-                continue;
-            uint64_t before = c->st.kd_unmaps;
-            region_check(c, kd, r, true);
-            kd->local_drops += c->st.kd_unmaps != before;
-        }
+        for (unsigned i = 0; i < 256; i++)
+            if (kd->local_regions[i] && kd->local_pml4e[i] != pml4e_of(c, ((uint64_t)i << 39) | 1ull << 63))
+                part_check(c, kd, i);
         unlock(kd);
     }
     if (conflict(c, kd, false))

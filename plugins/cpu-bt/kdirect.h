@@ -64,7 +64,7 @@ enum bt_kd_verdict {
 struct kdirect *bt_kd_create(struct bt_vm *vm);
 void bt_kd_destroy(struct kdirect *kd);
 void bt_kd_slots_changed(struct bt_vm *vm);
-void bt_kd_start(struct bt_vcpu *c); /* on the vCPU's thread, before it runs */
+void bt_kd_start(struct bt_vcpu *c); /* on the vCPU's thread, whenever it starts to run: it also says why the tier is off */
 
 /* kdirect.c */
 bool bt_kd_on(const struct bt_vm *vm); /* may translations use the window? */

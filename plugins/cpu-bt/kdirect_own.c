@@ -141,20 +141,23 @@ void bt_kd_start(struct bt_vcpu *c)
 {
     struct bt_vm *vm = c->vm;
     struct kdirect *kd = vm->kd;
-    if (!kd)
+    if (!kd || (c->kd_started && !atomic_load_explicit(&kd->say, memory_order_relaxed)))
         return;
     pthread_mutex_lock(&vm->lock);
     if (!kd->started) {
         kd->started = true;
         kd->why_off = start(vm, kd);
         bt_kd_slots(vm);
-        if (kd->why_off && vm->host->log)
-            vm->host->log(HVX_LOG_INFO, "cpu-bt", "kernel-direct tier off: %s", kd->why_off);
+        atomic_store(&kd->say, kd->why_off != NULL);
         atomic_store(&kd->active, !kd->why_off);
     }
     pthread_mutex_unlock(&vm->lock);
-    if (atomic_load(&kd->active) && syscall(SYS_arch_prctl, ARCH_SET_GS, KD_BASE)) {
+    if (!c->kd_started && atomic_load(&kd->active) && syscall(SYS_arch_prctl, ARCH_SET_GS, KD_BASE)) {
         kd->why_off = "the host refuses a GS base";
         atomic_store(&kd->active, false);
+        atomic_store(&kd->say, true);
     }
+    c->kd_started = 1;
+    if (atomic_exchange(&kd->say, false) && vm->host->log)
+        vm->host->log(HVX_LOG_INFO, "cpu-bt", "the kernel-direct tier is off: %s", kd->why_off);
 }

@@ -31,7 +31,6 @@ struct kd_table {
 struct kd_region {
     uint64_t va;      /* guest address */
     uint64_t pa;      /* shift > 12: gpa */
-    uint64_t pml4e;   /* the root's entry when something that is not global was placed last */
     uint32_t next_pa; /* shift > 12: chain of regions with one hash */
     uint32_t table;   /* shift 12 */
     uint32_t n;       /* shift 12: pages placed */
@@ -48,6 +47,7 @@ struct kdirect {
     _Atomic uint32_t lock;
     _Atomic bool active;  /* translations use the window */
     bool started;
+    _Atomic bool say;     /* why_off is to be logged */
     const char *why_off;
     int maps_fd;          /* /proc/self/maps, opened before confinement */
     unsigned n_own;
@@ -56,6 +56,8 @@ struct kdirect {
     unsigned n_slots;
     struct hvx_mem_slot slots[64];
     _Atomic uint32_t n_local; /* regions with pages that are not global */
+    uint32_t local_regions[256]; /* the same for each entry of the root, */
+    uint64_t local_pml4e[256];   /* which was this */
     uint32_t local_drops;     /* how often roots that differ took some out */
     uint32_t n_maps;      /* pieces of protection made: the host limits mappings */
     uint32_t n_gibs, n_regions, n_tables;

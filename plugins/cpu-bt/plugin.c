@@ -346,10 +346,9 @@ static void vcpu_reset(struct hvx_vcpu *v) { bt_vcpu_init((struct bt_vcpu *)v, f
 static int vcpu_run(struct hvx_vcpu *v, struct hvx_exit *exit)
 {
     struct bt_vcpu *c = (struct bt_vcpu *)v;
-    if (!bt_thread_is(c)) {
+    if (!bt_thread_is(c))
         bt_signals_thread(c);
-        bt_kd_start(c);
-    }
+    bt_kd_start(c);
     int rc = bt_vcpu_run(c, exit);
     if (exit->reason == HVX_EXIT_ERROR)
         snprintf(exit->text, sizeof(exit->text), "%s (rip %#llx, cs base %#llx, cr0 %#llx, mode %#x)",
