@@ -695,11 +695,22 @@ static void region_check(struct bt_vcpu *c, struct kdirect *kd, struct kd_region
         region_out(c, kd, r);
 }
 
+void bt_kd_mapped(struct bt_vcpu *c, uint64_t lin)
+{
+    struct kdirect *kd = c->vm->kd;
+    if (atomic_load_explicit(&kd->active, memory_order_relaxed) && reachable(lin) && bt_long_mode(c) && is_own(kd, window(lin), 4096))
+        conflict_off(c, kd);
+}
+
 void bt_kd_invlpg(struct bt_vcpu *c, uint64_t lin)
 {
     struct kdirect *kd = c->vm->kd;
     if (!kd || !reachable(lin) || !atomic_load(&kd->active) || !bt_long_mode(c))
         return;
+    if (is_own(kd, window(lin), 4096) && conflict(c, kd, true)) {
+        conflict_off(c, kd);
+        return;
+    }
     lock(kd);
     struct kd_gib *g = gib_of(kd, lin, false);
     if (g && g->n_1g) {

@@ -39,7 +39,12 @@
  * the tier is on only when the process is confined. A guest whose page tables
  * map addresses where the process has memory switches it off: those accesses
  * would not fault. Linux has nothing there but by a bad chance of either's
- * randomization: see own ranges in kdirect_own.c.
+ * randomization: see own ranges in kdirect_own.c. Its tables are looked at
+ * whenever a root is loaded, at a global flush, at each fault of the window,
+ * and when a look-up or INVLPG meets such a page. A page table there is enough,
+ * and those are there long before the pages, as a rule: not caught in time is a
+ * kernel that makes tables for such an address and uses it by a direct access
+ * before any of those. The process is confined for that case, too.
  *
  * Locks: one spin lock; who has it waits for nobody. Signal handlers take it,
  * in the middle of translated code, where no lock is held.
@@ -78,5 +83,7 @@ void bt_kd_slots(struct bt_vm *vm);          /* the same; slots have changed: un
 /* The guest invalidates; called after the fact. */
 void bt_kd_invlpg(struct bt_vcpu *c, uint64_t lin);
 void bt_kd_flush(struct bt_vcpu *c, bool global);
+/* lin is mapped, a look-up has found: should the tier go off? Only when there is one. */
+void bt_kd_mapped(struct bt_vcpu *c, uint64_t lin);
 void bt_kd_switch(struct bt_vcpu *c, bool keep);
 #endif

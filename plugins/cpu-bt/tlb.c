@@ -98,6 +98,8 @@ uint64_t mmu_fill_walked(struct bt_vcpu *c, uint64_t lin, unsigned acc, const st
 {
     unsigned t = (acc & BT_ACC_USER) != 0;
     c->st.tlb_miss[t]++;
+    if (lin >> 63 && c->vm->kd)
+        bt_kd_mapped(c, lin);
     struct bt_page_chunk *ch = bt_chunk(c->vm, w->pa);
     uintptr_t h = ch ? atomic_load_explicit(&ch->hva[bt_chunk_page(w->pa)], memory_order_relaxed) : 0;
     if (!h)

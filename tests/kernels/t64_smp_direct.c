@@ -582,6 +582,29 @@ static void two_cpus(void)
         __asm__ volatile("pause");
 }
 
+/* Lowest in the upper half, where no kernel that we know has anything. An engine may have its own things in the way there. */
+static void lowest(void)
+{
+    static uint64_t low_pdpt[512] PAGE, low_pd[512] PAGE, low_pt[512] PAGE;
+    bool good = true;
+    for (unsigned i = 0; i < 512; i++) {
+        low_pdpt[i] = (tk_word)low_pd | P | W;
+        low_pd[i] = (tk_word)low_pt | P | W;
+        low_pt[i] = (tk_word)(i & 1 ? page_a : page_b) | P | W;
+    }
+    tk_pml4[256] = (tk_word)low_pdpt | P | W;
+    WRITE_REG("cr3", READ_REG("cr3"));
+    for (uint64_t i = 0; i < 1ul << 33; i += 0x1357000) {
+        uint64_t *p = i >> 12 & 1 ? page_a : page_b;
+        p[3] = i;
+        good &= load(0xffff800000000018 + i) == i && !fault.n;
+        store(0xffff800000000020 + i, i + 1);
+        good &= p[4] == i + 1 && !fault.n;
+    }
+    OK(good, "lowest-of-the-upper-half-mapped");
+    remaps();
+}
+
 void tk_main(void)
 {
     tk_pic_setup(0x20, 0xffff);
@@ -609,4 +632,5 @@ void tk_main(void)
         flags();
     }
     two_cpus();
+    lowest();
 }
