@@ -49,6 +49,7 @@ struct bt_vm;
 struct bt_vcpu;
 struct bt_cache; /* code cache and block tables of one vCPU: cache.h */
 struct bt_op;    /* one decoded C op: op.h */
+struct kdirect;  /* the kernel-direct tier's window: kdirect.h */
 struct bt_mmu;   /* what stands behind the software TLB: mmu.h */
 struct bt_direct; /* programs that run natively: direct.h */
 struct direct_ram;
@@ -164,6 +165,7 @@ struct bt_vcpu {
     uint8_t fp_live;  /* guest vector state is in the host's registers */
     uint32_t sysflags; /* TF IOPL NT RF VM AC VIF VIP ID at their places; bit 1 always set */
     uint32_t mode;    /* BT_MODE_*, see bt_mode_update() */
+    uint64_t gs_window; /* seg_base[BT_GS] in the window: kdirect.h */
     uint64_t seg_base[6]; /* copies for translated code, by BT_ES.. ; kept by bt_seg_update() */
     uint32_t seg_rlimit[6], seg_wlimit[6]; /* last valid offset for reads / writes; 0 with base_ok clear -> always slow */
     uint64_t op_ea;   /* effective address (offset inside its segment) of the current C op's memory operand */
@@ -204,6 +206,10 @@ struct bt_vcpu {
     uint8_t force_plain; /* next block: BT_MODE_PLAIN */
     uint32_t tlb_drops;  /* counts what took something out of the TLB */
     uint8_t debug_step;
+    uint8_t marking;    /* a page is being marked: no request takes a mark away */
+    uint8_t kd_started; /* this thread's GS base is the window's */
+    uint32_t kd_again;  /* how often the same access has faulted in a row */
+    uint64_t kd_last;
     uint8_t trap_after; /* the instruction that runs began under TF: its trap comes though it clear TF (IRET, POPF) */
     uint8_t irq_wait;   /* an interrupt waits for IF: whoever sets IF sets BT_PEND_IRQ */
     uint64_t pdpte[4];  /* PAE paging without long mode */
@@ -275,6 +281,7 @@ struct bt_vcpu {
         uint64_t direct_entries, direct_cycles, direct_syscalls, direct_faults, direct_kicks, direct_soft, direct_left, direct_maps,
             direct_pages, direct_unmaps, direct_compares, direct_uncoded, direct_failures, direct_lost, direct_killed,
             direct_meddled;
+        uint64_t kd_maps, kd_faults, kd_soft, kd_unmaps, kd_checks;
         uint64_t kicks, unchains, halts, jc_miss, code_bytes, syscalls, cr3_loads, insns_translated, translate_cycles, sync_requests;
     } st;
 
@@ -319,8 +326,9 @@ struct bt_vm {
     bool amd;                   /* CPUID shows a processor of AMD's */
     bool host_amd;              /* the host's is one */
     uint32_t mxcsr_mask;        /* bits that the host's MXCSR has; bit 17, MM, is AMD's */
+    bool direct_kernel, direct_user; /* option direct; user: programs may run natively */
+    struct kdirect *kd;         /* NULL: off */
     bool hypercalls;            /* VMCALL and VMMCALL are not #UD */
-    bool direct_user;           /* programs may run natively */
     bool direct_rdpid;          /* and RDPID must not */
     unsigned direct_helpers;    /* processes a vCPU */
     struct direct_ram *direct_ram;

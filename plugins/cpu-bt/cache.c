@@ -4,6 +4,7 @@
  */
 #include "cache.h"
 #include "emit.h"
+#include "kdirect.h"
 #include "phys.h"
 
 static inline uint32_t block_hash(uint64_t pa, uint64_t rip, uint32_t mode)
@@ -57,9 +58,12 @@ static void page_mark(struct bt_vcpu *c, uint64_t pa)
         return;
     atomic_fetch_or(&ch->code[i], bit);
     if (atomic_exchange(&ch->written[i], 0)) {
+        c->marking = 1;
         bt_tlb_drop_write(c, pa);
+        bt_kd_protect(c->vm, pa);
         bt_sync_request(c->vm, c, c->vm->n_vcpus == 64 ? ~0ull : (1ull << c->vm->n_vcpus) - 1, BT_SYNC_DROP_WRITE,
                         pa & ~0xfffull, 0, true);
+        c->marking = 0;
     }
 }
 
@@ -397,7 +401,7 @@ struct bt_block *bt_block_at(struct bt_vcpu *c, uint64_t host)
     return host >= (cold ? b->cold : b->ind) ? b : NULL;
 }
 
-static const struct bt_map_entry *map_find(struct bt_vcpu *c, uint64_t host, const struct bt_block **block)
+const struct bt_map_entry *bt_host_map(struct bt_vcpu *c, uint64_t host, const struct bt_block **block)
 {
     struct bt_block *b = bt_block_at(c, host);
     if (!b)
@@ -415,20 +419,13 @@ static const struct bt_map_entry *map_find(struct bt_vcpu *c, uint64_t host, con
 bool bt_host_to_rip(struct bt_vcpu *c, uint64_t host, uint64_t *rip)
 {
     const struct bt_block *b;
-    const struct bt_map_entry *m = map_find(c, host, &b);
+    const struct bt_map_entry *m = bt_host_map(c, host, &b);
     if (!m)
         return false;
     *rip = b->rip + m->off;
     if ((b->mode & BT_MODE_CODE) != BT_MODE_CODE64)
         *rip = (uint32_t)*rip;
     return true;
-}
-
-bool bt_host_flags_in_slot(struct bt_vcpu *c, uint64_t host)
-{
-    const struct bt_block *b;
-    const struct bt_map_entry *m = map_find(c, host, &b);
-    return m && m->slot;
 }
 
 bool bt_cache_room(struct bt_vcpu *c)
@@ -438,6 +435,7 @@ bool bt_cache_room(struct bt_vcpu *c)
     unsigned exits = 3 * BT_MAX_BRANCHES + BT_MAX_GROUPS + 16;
     return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 && k->n_blocks + 2 < BT_MAX_BLOCKS &&
            k->n_exits + exits < BT_MAX_EXITS && k->n_map + BT_MAX_INSNS * 8 < BT_MAX_MAP &&
+           k->n_recipes + 2 * BT_MAX_INSNS < BT_MAX_RECIPES &&
            k->n_relocs + BT_MAX_RELOCS < BT_MAX_RELOCS_KEPT && k->n_pages + 4 < k->max_pages;
 }
 
@@ -449,7 +447,7 @@ void bt_cache_flush(struct bt_vcpu *c)
     k->hot_p = k->hot;
     k->cold_p = k->cold;
     k->n_blocks = k->n_exits = k->n_map = 1;
-    k->n_relocs = 0;
+    k->n_relocs = k->n_recipes = 0;
     for (unsigned i = 0; i < 1u << BT_PA_HASH_BITS; i++)
         k->pa_hash[i] = 0;
     k->n_xpage = k->n_straddle = 0;

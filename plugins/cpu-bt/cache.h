@@ -49,6 +49,7 @@
 #define BT_MAX_EXITS (3u * 1024 * 1024)
 #define BT_MAX_MAP (12u * 1024 * 1024)
 #define BT_HASH_BITS 19
+#define BT_MAX_RECIPES (2u * 1024 * 1024)
 #define BT_MAX_RELOCS_KEPT (12u * 1024 * 1024)
 #define BT_PA_HASH_BITS 18
 #define BT_XPAGE_MAX 65536u
@@ -68,6 +69,7 @@ struct bt_block {
     uint16_t n_map, len;
     uint8_t n_exits, n_insns, dead, live_in;
     uint32_t unlinked;
+    uint32_t recipes; /* first index */
     uint32_t relocs, pa_next; /* what a copy elsewhere must put right, the next one that can be copied: relocate.c */
     uint16_t n_relocs;
 };
@@ -94,8 +96,12 @@ struct bt_exit {
 struct bt_map_entry {
     uint32_t host;
     uint16_t off;  /* guest bytes from the start of the block */
-    uint16_t slot; /* from here on the guest's flags are in c->flags_slot, RFLAGS are a look-up's */
+    uint16_t slot; /* BT_MAP_*: where the guest's flags are from here on; at first in RFLAGS */
 };
+#define BT_MAP_SLOT 1u        /* in c->flags_slot, RFLAGS are a look-up's */
+#define BT_MAP_FN 2u          /* c->flags_fn makes them */
+#define BT_MAP_RECIPE 16u     /* and more: recipe 0 and so on of the block */
+#define BT_MAP_DIRECT 0x8000u /* here an operand is accessed without a look-up: gen_direct.c */
 /* One guest page with translations. */
 struct bt_codepage {
     uint64_t pa;
@@ -110,6 +116,8 @@ struct bt_cache {
     struct bt_exit *exits;
     struct bt_map_entry *map;
     struct bt_kept_reloc *relocs;
+    struct again *recipes; /* trans.h */
+    uint32_t n_recipes;
     uint32_t pa_hash[1u << BT_PA_HASH_BITS]; /* blocks that can be copied */
     uint32_t n_relocs;
     uint32_t n_blocks, n_exits, n_map; /* index 0 is never used */
@@ -166,7 +174,8 @@ void bt_unlink_block(struct bt_vcpu *c, struct bt_block *b); /* async-signal-saf
 void bt_relink(struct bt_vcpu *c);
 struct bt_block *bt_block_at(struct bt_vcpu *c, uint64_t host); /* by any host address of it */
 bool bt_host_to_rip(struct bt_vcpu *c, uint64_t host, uint64_t *rip);
-bool bt_host_flags_in_slot(struct bt_vcpu *c, uint64_t host);
+/* The last entry before a host address. */
+const struct bt_map_entry *bt_host_map(struct bt_vcpu *c, uint64_t host, const struct bt_block **block);
 struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create);
 /* The bytes [pa, pa+n) change: drop this vCPU's blocks over them; true when `current` was among them. */
 bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_block *current);

@@ -35,7 +35,7 @@ void gen_store_gpr(struct trans *t, unsigned g, unsigned h, unsigned size)
 static void op_mem(struct trans *t, unsigned w, unsigned op, unsigned reg)
 {
     struct bt_emit *e = &t->e;
-    e_rex(e, w, reg, t->m.index < 0 ? 0 : (unsigned)t->m.index, (unsigned)t->m.base, false);
+    e_rex(e, w, reg, t->m.index < 0 ? 0 : (unsigned)t->m.index, t->m.base < 0 ? 0 : (unsigned)t->m.base, false);
     if (op > 0xff)
         e8(e, op >> 8);
     e8(e, op & 0xff);
@@ -43,6 +43,7 @@ static void op_mem(struct trans *t, unsigned w, unsigned op, unsigned reg)
 }
 void gen_load_mem(struct trans *t, unsigned h, unsigned size)
 {
+    gen_direct_site(t);
     if (size == 2)
         op_mem(t, 0, 0x0fb7, h);
     else
@@ -50,6 +51,7 @@ void gen_load_mem(struct trans *t, unsigned h, unsigned size)
 }
 void gen_store_mem(struct trans *t, unsigned h, unsigned size)
 {
+    gen_direct_site(t);
     if (size == 2)
         e8(&t->e, 0x66);
     op_mem(t, size == 8, 0x89, h);
@@ -75,6 +77,7 @@ void gen_store_imm_mem(struct trans *t, uint64_t v, unsigned size)
         gen_store_mem(t, h, 8);
         return;
     }
+    gen_direct_site(t);
     if (size == 2)
         e8(e, 0x66);
     op_mem(t, size == 8, 0xc7, 0);
@@ -220,11 +223,13 @@ void gen_bt(struct trans *t, struct insn *x)
     if (x->d.address_width == 16)
         e_movzx16(e, H_R14, H_R14);
     unsigned seg = gen_seg_number(x->op[0].mem.segment);
-    gen_lookup_at(t, seg, size, true, wr);
+    if (seg >= BT_FS || !gen_direct_at(t, H_R14, 0))
+        gen_lookup_at(t, seg, size, true, wr);
     gen_load_gpr(t, H_R15, g);
     e_alu_ri(e, 0, 4, H_R15, (int32_t)(size * 8 - 1));
     if (x->live_after & ~x->f_kill)
         gen_flags_restore_tmp(t);
+    gen_direct_site(t);
     if (x->d.attributes & ZYDIS_ATTRIB_HAS_LOCK)
         e8(e, 0xf0);
     if (size == 2)

@@ -183,6 +183,9 @@ static bool sixteen_bit_prefix(const struct trans *t, const struct insn *x)
     }
 }
 
+/* Of an operand without a base the field is 0. */
+static unsigned host_base(const struct host_mem *m) { return m->base < 0 ? 0 : (unsigned)m->base; }
+
 static void emit_legacy(struct trans *t, struct insn *x, struct enc *n)
 {
     struct bt_emit *e = &t->e;
@@ -203,7 +206,7 @@ static void emit_legacy(struct trans *t, struct insn *x, struct enc *n)
     if (rep)
         e8(e, rep);
     unsigned w = (d->attributes & ZYDIS_ATTRIB_HAS_REX) ? d->raw.rex.W : 0;
-    unsigned op = n->opcode, reg = n->reg_no, rm = n->mem ? (unsigned)t->m.base : n->rm_no;
+    unsigned op = n->opcode, reg = n->reg_no, rm = n->mem ? host_base(&t->m) : n->rm_no;
     unsigned index = n->mem && t->m.index >= 0 ? (unsigned)t->m.index : 0;
     if (!n->has_modrm) {
         reg = 0;
@@ -247,7 +250,7 @@ static void emit_vex(struct trans *t, struct insn *x, struct enc *n)
 {
     struct bt_emit *e = &t->e;
     const ZydisDecodedInstruction *d = &x->d;
-    unsigned rm = n->mem ? (unsigned)t->m.base : n->rm_no, v = n->vvvv >= 0 ? n->v_no : 0;
+    unsigned rm = n->mem ? host_base(&t->m) : n->rm_no, v = n->vvvv >= 0 ? n->v_no : 0;
     unsigned index = n->mem && t->m.index >= 0 ? (unsigned)t->m.index : 0;
     unsigned mmm = d->raw.vex.m_mmmm, w = d->raw.vex.W;
     e8(e, 0xc4);
@@ -280,7 +283,7 @@ static void emit_evex(struct trans *t, struct insn *x, struct enc *n)
 {
     struct bt_emit *e = &t->e;
     const ZydisDecodedInstruction *d = &x->d;
-    unsigned rm = n->mem ? (unsigned)t->m.base : n->rm_no, v = n->vvvv >= 0 ? n->v_no : 0, r = n->reg_no;
+    unsigned rm = n->mem ? host_base(&t->m) : n->rm_no, v = n->vvvv >= 0 ? n->v_no : 0, r = n->reg_no;
     unsigned index = n->mem && t->m.index >= 0 ? (unsigned)t->m.index : 0;
     e8(e, 0x62);
     e8(e, (r & 8 ? 0 : 0x80) | ((n->mem ? index & 8 : rm & 16) ? 0 : 0x40) | (rm & 8 ? 0 : 0x20) | (r & 16 ? 0 : 0x10) |
@@ -371,8 +374,9 @@ void gen_generic(struct trans *t, struct insn *x)
             t->desc_extra |= BT_DESC_MASKED;
         gen_lookup(t, n.mem, n.mem_size, n.mem_rd, n.mem_wr);
         /* r13..r15 and flags in the slot need r15 */
-        if (n.guest_rd || n.guest_wr || n.swap != -1 ||
-            (!t->in_reg && !t->again.kind && (t->in_slot || t->in_fn)))
+        if ((n.guest_rd || n.guest_wr || n.swap != -1 ||
+             (!t->in_reg && !t->again.kind && (t->in_slot || t->in_fn))) &&
+            (!t->m.direct || host_mem_uses(&t->m, H_R15)))
             gen_mem_in_r14(t);
     }
     if (n.guest_rd || n.guest_wr || n.swap != -1)
@@ -413,8 +417,10 @@ void gen_generic(struct trans *t, struct insn *x)
     if (t->in_slot && !t->in_reg) { /* for a fault of the instruction itself */
         struct bt_map_entry *m = &t->map[t->n_map++];
         trans_map(t, m, e_here(e), (unsigned)(x->rip - t->rip));
-        m->slot = 1;
+        m->slot = BT_MAP_SLOT;
     }
+    if (n.mem)
+        gen_direct_site(t);
     switch (d->encoding) {
     case ZYDIS_INSTRUCTION_ENCODING_VEX: emit_vex(t, x, &n); break;
     case ZYDIS_INSTRUCTION_ENCODING_EVEX: emit_evex(t, x, &n); break;

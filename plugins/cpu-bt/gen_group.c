@@ -296,16 +296,16 @@ bool gen_group(struct trans *t, uint8_t number, const ZydisDecodedOperand *o, in
     int b = g->base < 0 || g->base == BT_BASE_RIP ? -1 : host_reg((unsigned)g->base);
     int i = g->index < 0 ? -1 : host_reg((unsigned)g->index);
     if (g->base == BT_BASE_RIP)
-        t->m = (struct host_mem){H_R15, -1, 0, (int32_t)((int64_t)(t->cur->rip + t->cur->d.length) + disp - g->lo)};
+        t->m = (struct host_mem){.base = H_R15, .index = -1, .disp = (int32_t)((int64_t)(t->cur->rip + t->cur->d.length) + disp - g->lo)};
     else if (g->index < 0 && (g->base < 0 || b >= 0))
-        t->m = (struct host_mem){H_R15, b, 0, (int32_t)disp};
+        t->m = (struct host_mem){.base = H_R15, .index = b, .disp = (int32_t)disp};
     else if (g->base < 0 && i >= 0)
-        t->m = (struct host_mem){H_R15, i, g->scale, (int32_t)disp};
+        t->m = (struct host_mem){.base = H_R15, .index = i, .scale = g->scale, .disp = (int32_t)disp};
     else {
         if (g->index >= 0 && i < 0)
             t->r15_group = 0; /* it goes through r15 */
         gen_offset(t, o, 64);
-        t->m = (struct host_mem){H_R15, H_R14, 0, 0};
+        t->m = (struct host_mem){.base = H_R15, .index = H_R14};
     }
     if (t->r15_group != number)
         e_load(e, H_R15, &t->c->group_delta[number - 1]);
@@ -338,7 +338,7 @@ void group_plan(struct trans *t)
     t->r15_group = 0;
     for (unsigned i = 0; i < t->n; i++)
         t->insn[i].group = t->insn[i].stack_group = 0;
-    if (!t->code64 || t->careful || t->plain || t->n < 2)
+    if (!t->code64 || t->careful || t->plain || t->direct || t->n < 2)
         return;
     for (unsigned i = 0; i < t->n; i++) {
         struct insn *x = &t->insn[i];

@@ -3,6 +3,7 @@
  * plugins/cpu-bt/gen_insn.c - control transfers; which generator an instruction goes to.
  * Ordinary C.
  */
+#include "kdirect.h"
 #include "trans.h"
 
 /* --- control --------------------------------------------------------------------------------- */
@@ -162,6 +163,12 @@ void gen_insn(struct trans *t, struct insn *x)
         t->in_reg = false;
         break;
     case K_SWAPGS:
+        if (c->vm->kd) {
+            e_mov_imm(e, H_R14, KD_BASE);
+            e_load(e, H_R15, &c->kernel_gs_base);
+            e_lea(e, 1, H_R14, H_R14, H_R15, 0, 0);
+            e_store(e, H_R14, &c->gs_window);
+        }
         e_load(e, H_R14, &c->seg[BT_GS].base);
         e_load(e, H_R15, &c->kernel_gs_base);
         e_store(e, H_R14, &c->kernel_gs_base);

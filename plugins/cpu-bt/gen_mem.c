@@ -79,18 +79,22 @@ struct cold *trans_cold(struct trans *t, unsigned type, uint8_t *site)
     return x;
 }
 
-static void mem_is_r14(struct trans *t) { t->m = (struct host_mem){H_R14, -1, 0, 0}; }
+static void mem_is_r14(struct trans *t) { t->m = (struct host_mem){.base = H_R14, .index = -1}; }
 void gen_mem_in_r14(struct trans *t)
 {
     if (t->m.base == H_R14 && t->m.index < 0 && !t->m.disp)
         return;
     e_lea(&t->e, 1, H_R14, t->m.base, t->m.index, t->m.scale, t->m.disp);
-    mem_is_r14(t);
+    t->m.base = H_R14;
+    t->m.index = -1;
+    t->m.disp = 0;
 }
 unsigned gen_scratch(struct trans *t)
 {
     if (t->m.base == H_R15 && t->m.index != H_R14)
         return H_R14;
+    if (t->m.direct && !host_mem_uses(&t->m, H_R15))
+        return H_R15;
     gen_mem_in_r14(t);
     t->r15_group = 0;
     return H_R15;
@@ -199,7 +203,7 @@ unsigned gen_seg_number(ZydisRegister r)
 
 void gen_lookup(struct trans *t, const ZydisDecodedOperand *o, unsigned size, bool rd, bool wr)
 {
-    if (gen_group(t, t->cur->group, o, 0))
+    if (gen_group(t, t->cur->group, o, 0) || gen_direct(t, o))
         return;
     gen_flags_before_mem(t);
     gen_offset(t, o, t->cur->d.address_width);
@@ -224,7 +228,7 @@ static bool stack32(const struct trans *t) { return !t->code64 && (t->mode & BT_
 void gen_stack(struct trans *t, int delta, unsigned size, bool wr)
 {
     struct bt_emit *e = &t->e;
-    if (gen_group(t, t->cur->stack_group, NULL, delta))
+    if (gen_group(t, t->cur->stack_group, NULL, delta) || gen_direct_at(t, H_R13, delta))
         return;
     gen_flags_before_mem(t);
     if (stack64(t)) {
@@ -245,7 +249,7 @@ void gen_stack(struct trans *t, int delta, unsigned size, bool wr)
 void gen_stack_at_rbp(struct trans *t, unsigned size)
 {
     struct bt_emit *e = &t->e;
-    if (gen_group(t, t->cur->stack_group, NULL, 0))
+    if (gen_group(t, t->cur->stack_group, NULL, 0) || gen_direct_at(t, H_RBP, 0))
         return;
     gen_flags_before_mem(t);
     if (stack64(t)) {

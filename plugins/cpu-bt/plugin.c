@@ -8,9 +8,11 @@
 #include "cpu_model.h"
 #include "direct.h"
 #include "perf_map.h"
+#include "kdirect.h"
 #include "phys.h"
 #include "run.h"
 #include "state.h"
+#include "trans.h"
 #include "translate.h"
 #include <cpuid.h>
 #include <fcntl.h>
@@ -90,6 +92,7 @@ static void vm_destroy(struct hvx_engine_vm *e)
     free(vm->direct_ram);
     if (vm->perf_map_fd >= 0)
         close(vm->perf_map_fd);
+    bt_kd_destroy(vm->kd);
     bt_irqchip_destroy(vm);
     bt_cpuid_destroy(vm);
     bt_sync_destroy(vm);
@@ -126,6 +129,7 @@ static int vm_create(void *ctx, struct hvx_vm *hvm, const struct hvx_engine_conf
     vm->have_bmi2 = host_has(7, 1, 8);
     vm->direct_ram = calloc(DIRECT_MAX_RAM, sizeof(*vm->direct_ram));
     const char *direct = cfg->options ? e->host->conf_string(cfg->options, "direct") : "off";
+    vm->direct_kernel = !strcmp(direct, "kernel") || !strcmp(direct, "all");
     vm->direct_user = !strcmp(direct, "user") || !strcmp(direct, "all");
     vm->direct_helpers = cfg->options ? (unsigned)e->host->conf_int(cfg->options, "direct-helpers") : 1;
     if (!vm->direct_ram) {
@@ -133,6 +137,7 @@ static int vm_create(void *ctx, struct hvx_vm *hvm, const struct hvx_engine_conf
         return hvx_fail(err, -ENOMEM, "cpu-bt: out of memory");
     }
     pthread_mutex_init(&vm->lock, NULL);
+    vm->kd = bt_kd_create(vm);
     rc = bt_sync_create(vm);
     if (!rc)
         rc = bt_cpuid_create(vm, cfg->cpu_model ? cfg->cpu_model
@@ -176,6 +181,7 @@ static int set_slot(struct hvx_engine_vm *e, const struct hvx_mem_slot *slot, st
     int rc = bt_phys_set_slot(vm, slot, err);
     if (rc)
         return rc;
+    bt_kd_slots_changed(vm);
     struct bt_vcpu *self = NULL;
     for (unsigned i = 0; i < vm->n_vcpus; i++)
         if (vm->vcpu[i] && bt_thread_is(vm->vcpu[i]))
@@ -278,6 +284,7 @@ static void vcpu_destroy(struct hvx_vcpu *v)
         munmap(c->cache->blocks, BT_MAX_BLOCKS * sizeof(struct bt_block));
         munmap(c->cache->exits, BT_MAX_EXITS * sizeof(struct bt_exit));
         munmap(c->cache->map, BT_MAX_MAP * sizeof(struct bt_map_entry));
+        munmap(c->cache->recipes, BT_MAX_RECIPES * sizeof(struct again));
         munmap(c->cache->relocs, BT_MAX_RELOCS_KEPT * sizeof(struct bt_kept_reloc));
         munmap(c->cache->pages, c->cache->max_pages * sizeof(struct bt_codepage));
     }
@@ -356,11 +363,12 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     k->exits = reserve(BT_MAX_EXITS * sizeof(struct bt_exit));
     k->map = reserve(BT_MAX_MAP * sizeof(struct bt_map_entry));
     k->relocs = reserve(BT_MAX_RELOCS_KEPT * sizeof(struct bt_kept_reloc));
+    k->recipes = reserve(BT_MAX_RECIPES * sizeof(struct again));
     k->pages = reserve(k->max_pages * sizeof(struct bt_codepage));
     c->trans = bt_trans_create(c);
     if (vm->perf_map_fd >= 0 && (c->perf_map = calloc(1, sizeof(*c->perf_map))))
         c->perf_map->fd = vm->perf_map_fd, c->perf_map->written = &vm->perf_map_bytes;
-    if (!k->blocks || !k->exits || !k->map || !k->relocs || !k->pages || !c->trans || bt_mmu_create(c) || bt_apic_create(c)) {
+    if (!k->blocks || !k->exits || !k->map || !k->relocs || !k->recipes || !k->pages || !c->trans || bt_mmu_create(c) || bt_apic_create(c)) {
         vm->vcpu[index] = c;
         vcpu_destroy((struct hvx_vcpu *)c);
         return hvx_fail(err, -ENOMEM, "cpu-bt: out of memory for vCPU %u", index);
@@ -384,6 +392,7 @@ static int vcpu_run(struct hvx_vcpu *v, struct hvx_exit *exit)
     struct bt_vcpu *c = (struct bt_vcpu *)v;
     if (!bt_thread_is(c))
         bt_signals_thread(c);
+    bt_kd_start(c);
     int rc = bt_vcpu_run(c, exit);
     if (exit->reason == HVX_EXIT_ERROR)
         snprintf(exit->text, sizeof(exit->text), "%s (rip %#llx, cs base %#llx, cr0 %#llx, mode %#x)",
@@ -590,6 +599,11 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
         S(kicks, "signals");
         S(unchains, "blocks");
         S(sync_requests, "times");
+        S(kd_maps, "runs");
+        S(kd_faults, "signals");
+        S(kd_soft, "instructions");
+        S(kd_unmaps, "pieces");
+        S(kd_checks, "regions");
         if (!c->direct)
             continue;
         fn(opaque, g, "direct_ns", (uint64_t)((double)c->st.direct_cycles * 1e9 / (double)vm->host_tsc_hz), "ns");

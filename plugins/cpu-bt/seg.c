@@ -5,6 +5,7 @@
  * SDM volume 3, chapters 3 (segmentation), 5 (protection) and 20 (real mode
  * and virtual-8086).
  */
+#include "kdirect.h"
 #include "sys.h"
 
 /* --- copies for translated code ---------------------------------------------- */
@@ -25,6 +26,8 @@ void bt_seg_update(struct bt_vcpu *c, unsigned seg)
 
     if (bt_code64(c)) {
         c->seg_base[seg] = seg >= BT_FS ? s->base : 0;
+        if (seg == BT_GS)
+            c->gs_window = s->base + KD_BASE;
         c->seg_rlimit[seg] = c->seg_wlimit[seg] = 0;
         return;
     }

@@ -9,7 +9,9 @@
 #include "apic.h"
 #include "cache.h"
 #include "direct.h"
+#include "kdirect.h"
 #include "run.h"
+#include "trans.h"
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -91,24 +93,110 @@ static bool returns_overflow(struct bt_vcpu *c, const siginfo_t *info, greg_t *g
     return false;
 }
 
+/* --- where the guest's flags are ------------------------------------------------------ */
+static uint64_t host_value(const greg_t *g, unsigned h)
+{
+    static const int order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                  REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+    return (uint64_t)g[order[h]];
+}
+
+/* What flags_again() (gen_flags.c) does with registers. */
+#define MAKE(type)                                                                                                     \
+    do {                                                                                                               \
+        type x = (type)dst, y = (type)src;                                                                             \
+        switch (a->kind) {                                                                                             \
+        case AGAIN_TEST: __asm__("test %2, %1; pushfq; pop %0" : "=r"(f) : "r"(x), "r"(y) : "cc"); break;               \
+        case AGAIN_CMP: __asm__("cmp %2, %1; pushfq; pop %0" : "=r"(f) : "r"(x), "r"(y) : "cc"); break;                 \
+        case AGAIN_ADD:                                                                                                \
+            x = (type)(x - y);                                                                                         \
+            __asm__("add %2, %1; pushfq; pop %0" : "=&r"(f), "+r"(x) : "r"(y) : "cc");                                  \
+            break;                                                                                                     \
+        case AGAIN_SUB:                                                                                                \
+            x = (type)(x + y);                                                                                         \
+            __asm__("sub %2, %1; pushfq; pop %0" : "=&r"(f), "+r"(x) : "r"(y) : "cc");                                  \
+            break;                                                                                                     \
+        default: /* AGAIN_NEG */                                                                                       \
+            x = (type)-x;                                                                                              \
+            __asm__("neg %1; pushfq; pop %0" : "=&r"(f), "+r"(x) : : "cc");                                             \
+        }                                                                                                              \
+    } while (0)
+
+static uint32_t recipe_flags(const struct again *a, const greg_t *g)
+{
+    uint64_t dst = host_value(g, a->dst), src = a->has_imm ? (uint64_t)(int64_t)a->imm : host_value(g, a->src), f;
+    if (!a->has_imm && a->src == a->dst)
+        src -= (uint64_t)(int64_t)a->bias;
+    dst -= (uint64_t)(int64_t)a->bias;
+    switch (a->size) {
+    case 1: MAKE(uint8_t); break;
+    case 2: MAKE(uint16_t); break;
+    case 4: MAKE(uint32_t); break;
+    default: MAKE(uint64_t); break;
+    }
+    return (uint32_t)f;
+}
+
+static void flags_from(struct bt_vcpu *c, const struct bt_map_entry *m, const struct bt_block *b, const greg_t *g)
+{
+    unsigned where = m ? m->slot & ~BT_MAP_DIRECT : 0;
+    uint64_t f;
+    if (where == BT_MAP_SLOT)
+        return;
+    if (where == BT_MAP_FN) /* a routine of flags_stubs_emit() */
+        __asm__ volatile("call *%1; pushfq; pop %0" : "=&r"(f) : "r"((uint64_t)c->flags_fn) : "rax", "r15", "cc", "memory");
+    else if (where >= BT_MAP_RECIPE)
+        f = recipe_flags(&c->cache->recipes[b->recipes + where - BT_MAP_RECIPE], g);
+    else
+        f = (uint32_t)g[REG_EFL];
+    c->flags_slot = bt_flags_to_slot((uint32_t)f);
+}
+
+/* An operand without a look-up has faulted. */
+#define MAX_AGAIN 16u
+static enum bt_kd_verdict direct_fault(struct bt_vcpu *c, const greg_t *g, struct bt_block *b, uint64_t addr, uint64_t rip,
+                                       uint32_t *error)
+{
+    enum bt_kd_verdict v = KD_SOFT;
+    uint64_t key = (uint64_t)g[REG_RIP] ^ addr;
+    c->kd_again = key == c->kd_last ? c->kd_again + 1 : 0;
+    c->kd_last = key;
+    if (g[REG_TRAPNO] == 14 && c->kd_again < MAX_AGAIN)
+        v = bt_kd_fault(c, b, addr, g[REG_ERR] & 2, error);
+    if (v == KD_SOFT) {
+        bt_kd_mark_soft(c->vm, b->pa + (rip - b->rip));
+        bt_block_drop(c, b);
+        c->st.kd_soft++;
+    }
+    return v;
+}
+
 static void on_fault(int sig, siginfo_t *info, void *ucv)
 {
     struct bt_vcpu *c = self;
     ucontext_t *uc = ucv;
     greg_t *g = uc->uc_mcontext.gregs;
     uint64_t pc = (uint64_t)g[REG_RIP], rip;
+    enum bt_kd_verdict direct = KD_RETRY;
+    uint32_t error = 0;
     if (c && c->in_code == 1 && sig == SIGSEGV && returns_overflow(c, info, g))
         return;
     if (!c || c->in_code != 1 || !in_blocks(c, pc) || !bt_host_to_rip(c, pc, &rip)) {
         sigaction(sig, &old_action[sig], NULL); /* not ours: once more, for whoever else handles it */
         return;
     }
+    const struct bt_block *block;
+    const struct bt_map_entry *map = bt_host_map(c, pc, &block);
+    if ((map->slot & BT_MAP_DIRECT) && g[REG_TRAPNO] >= 12 && g[REG_TRAPNO] <= 14) {
+        direct = direct_fault(c, g, bt_block_at(c, pc), (uint64_t)(uintptr_t)info->si_addr, rip, &error);
+        if (direct == KD_RETRY)
+            return;
+    }
     static const int order[13] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_R13, REG_RBP, REG_RSI,
                                   REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12};
     for (unsigned i = 0; i < 13; i++)
         c->gpr[i] = (uint64_t)g[order[i]];
-    if (!bt_host_flags_in_slot(c, pc))
-        c->flags_slot = bt_flags_to_slot((uint32_t)g[REG_EFL]);
+    flags_from(c, map, block, g);
     c->rip = rip;
     c->in_code = 0;
     unsigned v;
@@ -130,10 +218,14 @@ static void on_fault(int sig, siginfo_t *info, void *ucv)
         if (v == BT_EX_PF)
             c->cr2 = c->window.lin + d;
     }
+    if (direct == KD_FAULT) {
+        v = BT_EX_PF;
+        c->exc.error = error;
+    }
     c->ferr = v == BT_EX_MF && !(c->cr0 & BT_CR0_NE);
     c->exc.vector = (uint8_t)v;
     c->exc.has_error = v == BT_EX_GP || v == BT_EX_AC || v == BT_EX_PF || v == BT_EX_SS;
-    c->exc.valid = !c->ferr;
+    c->exc.valid = !c->ferr && direct != KD_SOFT;
     c->force_careful = c->force_single = 0;
     g[REG_RIP] = (greg_t)(uintptr_t)land;
     g[REG_RDI] = (greg_t)(uintptr_t)c;
@@ -152,7 +244,7 @@ int bt_signals_install(struct hvx_error *err)
     if (sigaction(BT_SIG_KICK, &sa, NULL))
         return hvx_fail(err, -errno, "cpu-bt: cannot install the kick signal's handler");
     sa.sa_sigaction = on_fault;
-    sigaddset(&sa.sa_mask, BT_SIG_KICK); /* a kick comes once the registers are the guest's again */
+    sigaddset(&sa.sa_mask, BT_SIG_KICK); /* it would take the handler for what the vCPU does */
     for (unsigned i = 0; i < 4; i++) {
         struct sigaction old;
         if (sigaction(faults[i], &sa, &old))

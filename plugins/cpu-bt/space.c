@@ -5,6 +5,7 @@
  * lie at fixed addresses, so that entries move in and out; without PCIDs there
  * is one space, which CR3 loads flush.
  */
+#include "kdirect.h"
 #include "mmu.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -194,6 +195,7 @@ void bt_tlb_switch(struct bt_vcpu *c, bool keep)
         m->kgen = mmu_new_gen(m);
         mmu_kcode_check(c);
     }
+    bt_kd_switch(c, keep);
 }
 
 void bt_tlb_flush_pcid(struct bt_vcpu *c, unsigned pcid)
@@ -203,6 +205,8 @@ void bt_tlb_flush_pcid(struct bt_vcpu *c, unsigned pcid)
         bt_tlb_flush_nonglobal(c);
     else if (s)
         s->used = false;
+    if (s != c->mmu->space)
+        bt_kd_flush(c, false);
 }
 
 void bt_tlb_invlpg_pcid(struct bt_vcpu *c, unsigned pcid, uint64_t lin)
@@ -212,6 +216,8 @@ void bt_tlb_invlpg_pcid(struct bt_vcpu *c, unsigned pcid, uint64_t lin)
         bt_tlb_invlpg(c, lin);
     else if (s)
         s->used = false; /* all of it: nobody looks for one page there */
+    if (s != c->mmu->space)
+        bt_kd_invlpg(c, lin);
 }
 
 void bt_tlb_flush_pcids(struct bt_vcpu *c)

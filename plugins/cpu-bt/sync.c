@@ -83,6 +83,14 @@ void bt_sync_request(struct bt_vm *vm, struct bt_vcpu *self, uint64_t mask, unsi
     }
 }
 
+static void unmark(struct bt_vcpu *c, uint64_t pa)
+{
+    struct bt_page_chunk *ch = bt_chunk(c->vm, pa);
+    struct bt_codepage *p = bt_codepage_get(c, pa, false);
+    if (ch && !c->marking && (!p || !p->blocks))
+        atomic_fetch_and(&ch->code[bt_chunk_page(pa)], ~(1ull << c->index));
+}
+
 void bt_sync_process(struct bt_vcpu *c)
 {
     struct bt_syncq *q = &c->vm->syncq[c->index];
@@ -96,6 +104,8 @@ void bt_sync_process(struct bt_vcpu *c)
             break;
         case BT_SYNC_INVALIDATE:
             bt_invalidate_local(c, q->req[i].pa, q->req[i].n, NULL);
+            if (q->req[i].n == 4096) /* the page is something else now: whoever asks wants no marks */
+                unmark(c, q->req[i].pa);
             break;
         case BT_SYNC_RANGE: /* other memory there now */
             bt_tlb_flush_all(c);

@@ -4,6 +4,7 @@
  * code lies.
  */
 #include "direct.h"
+#include "kdirect.h"
 #include "mmu.h"
 
 static inline void forget(struct bt_vcpu *c, unsigned t, unsigned i)
@@ -98,6 +99,8 @@ uint64_t mmu_fill_walked(struct bt_vcpu *c, uint64_t lin, unsigned acc, const st
 {
     unsigned t = (acc & BT_ACC_USER) != 0;
     c->st.tlb_miss[t]++;
+    if (lin >> 63 && c->vm->kd)
+        bt_kd_mapped(c, lin);
     struct bt_page_chunk *ch = bt_chunk(c->vm, w->pa);
     uintptr_t h = ch ? atomic_load_explicit(&ch->hva[bt_chunk_page(w->pa)], memory_order_relaxed) : 0;
     if (!h)
@@ -132,6 +135,7 @@ void bt_tlb_flush_all(struct bt_vcpu *c)
     m->kgen = mmu_new_gen(m);
     bt_jc_flush(c, 1);
     mmu_kcode_check(c);
+    bt_kd_flush(c, true);
 }
 
 void bt_tlb_flush_nonglobal(struct bt_vcpu *c)
@@ -156,6 +160,7 @@ void bt_tlb_flush_nonglobal(struct bt_vcpu *c)
         m->kgen = mmu_new_gen(m);
         mmu_kcode_check(c);
     }
+    bt_kd_flush(c, false);
 }
 
 /* --- supervisor code -------------------------------------------------------------------- */
@@ -271,6 +276,7 @@ void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin)
         if (x && !kcode_holds(c, x, &local))
             kcode_forget(c);
     }
+    bt_kd_invlpg(c, lin);
 }
 
 void bt_tlb_drop_write(struct bt_vcpu *c, uint64_t pa)

@@ -54,7 +54,10 @@ struct host_mem {
     int base, index; /* host registers, -1 none */
     unsigned scale;
     int32_t disp;
+    bool gs;     /* with that prefix, */
+    bool direct; /* may fault: gen_direct.c. gen_direct_site() goes before the instruction and writes the prefix */
 };
+static inline bool host_mem_uses(const struct host_mem *m, int h) { return m->base == h || m->index == h; }
 
 #define KIND_NEXT 0
 #define KIND_END 1
@@ -71,6 +74,7 @@ struct insn {
     uint32_t f_read, f_write, f_kill; /* arithmetic flags */
     uint32_t live_after;
     uint32_t gpr_wr; /* guest registers it writes */
+    bool direct; /* its operands need no look-up */
     uint8_t group, stack_group; /* number + 1 of its memory operand's, its stack access's */
 };
 
@@ -102,7 +106,7 @@ struct trans {
     ZydisDecoder dec64, dec32, dec16;
     uint32_t mode;
     unsigned cpl3;
-    bool code64, code32, careful, plain, flat;
+    bool code64, code32, careful, plain, flat, direct;
     bool restricted; /* the decoders know the CPU model */
     uint64_t rip, cs_base;
     const uint8_t *host; /* of the first instruction's bytes */
@@ -129,7 +133,9 @@ struct trans {
 /* ModRM and what follows for t->m */
 static inline void e_mod_host(struct bt_emit *e, unsigned reg, const struct host_mem *m)
 {
-    if (m->index < 0)
+    if (m->index < 0 && m->base < 0)
+        e_mod_abs(e, reg, (uint32_t)m->disp);
+    else if (m->index < 0)
         e_mod_base(e, reg, (unsigned)m->base, m->disp);
     else
         e_mod_sib(e, reg, m->base, m->index, m->scale, m->disp);
@@ -192,6 +198,12 @@ void gen_stack_at_rbp(struct trans *t, unsigned size);
 void gen_mem_in_r14(struct trans *t); /* make t->m [r14], so that r15 is free */
 void gen_tlb_index(struct trans *t); /* r15 = offset of r14's entry in the TLB */
 unsigned gen_scratch(struct trans *t); /* a host register that t->m does not need */
+/* gen_direct.c: kernel-direct operands. False: this one needs a look-up. */
+void gen_direct_start(struct trans *t);
+bool gen_direct_insn(struct trans *t, const struct insn *x);
+bool gen_direct(struct trans *t, const ZydisDecodedOperand *o);
+bool gen_direct_at(struct trans *t, unsigned base, int delta);
+void gen_direct_site(struct trans *t);
 /* gen_group.c */
 void group_plan(struct trans *t);
 bool gen_group(struct trans *t, uint8_t number, const ZydisDecodedOperand *o, int stack_delta); /* false: none; sets t->m */

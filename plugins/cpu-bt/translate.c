@@ -464,6 +464,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
         trans_isa_decoder(c->vm, &t->dec16);
         t->restricted = true;
     }
+    gen_direct_start(t);
     uint64_t pa2 = decode_block(t, pa, host);
     liveness(t);
     group_plan(t);
@@ -478,6 +479,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     b->mode = mode;
     b->cs_base = t->cs_base;
     b->exits = k->n_exits;
+    b->recipes = k->n_recipes;
     b->cold = e_abs(k->cold_p);
     b->live_in = live_before(&t->insn[0]) != 0;
     e->p = (uint8_t *)(((uintptr_t)k->hot_p + 15) & ~15ull);
@@ -493,6 +495,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     for (unsigned i = 0; i < t->n; i++) {
         struct insn *x = &t->insn[i];
         t->cur = x;
+        x->direct = gen_direct_insn(t, x);
         trans_map(t, &t->map[t->n_map++], e_here(e), (unsigned)(x->rip - rip));
         group_before(t, i);
         gen_insn(t, x);

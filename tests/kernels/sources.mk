@@ -7,7 +7,8 @@ KERNEL_FLAGS_64 = -m64 -mno-red-zone -mcmodel=small $(KERNEL_FLAGS)
 KERNELS_32 = kernels/t32_except.elf kernels/t32_paging.elf kernels/t32_segments.elf kernels/t32_irq.elf kernels/t32_modes.elf \
     kernels/bad_ports.elf kernels/bad_triple.elf kernels/bad_flood.elf
 KERNELS_64 = kernels/t64_cpu.elf kernels/t64_modes.elf kernels/t64_model.elf kernels/t64_mm.elf kernels/t64_smc.elf kernels/t64_apic.elf kernels/t64_smp.elf \
-    kernels/t64_fpu.elf kernels/t64_strings.elf kernels/t64_async.elf kernels/t64_returns.elf
+    kernels/t64_fpu.elf kernels/t64_strings.elf kernels/t64_async.elf kernels/t64_returns.elf \
+    kernels/t64_smp_direct.elf kernels/t64_direct_random.elf
 KERNEL_BOOT = kernels/realmode.img
 kernel_common = kernels/tk.c kernels/tk.h kernels/kernel.ld
 check_DATA = $(KERNELS_32) $(KERNELS_64) $(KERNEL_BOOT)
