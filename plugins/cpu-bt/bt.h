@@ -329,6 +329,7 @@ struct bt_vm {
     bool direct_kernel, direct_user; /* option direct; user: programs may run natively */
     struct kdirect *kd;         /* NULL: off */
     bool hypercalls;            /* VMCALL and VMMCALL are not #UD */
+    bool direct_eager;          /* at once and always: for tests */
     bool direct_rdpid;          /* and RDPID must not */
     unsigned direct_helpers;    /* processes a vCPU */
     struct direct_ram *direct_ram;

@@ -128,6 +128,8 @@ bool bt_direct_wanted(struct bt_vcpu *c, bool iret)
     d->soft = false;
     if (!s || s->root != (c->cr3 & 0x000ffffffffff000ull))
         s = bt_direct_space(c);
+    if (c->vm->direct_eager)
+        return (s->direct = can(c));
     if (s->direct) {
         uint64_t ran = d->ran;
         d->ran = 0;
@@ -221,7 +223,7 @@ static void registers_out(struct bt_vcpu *c, struct direct_proc *p)
     const uint32_t keep = FLAGS_PROGRAM | BT_TF | BT_AC;
     bt_set_rflags(c, (bt_rflags(c) & ~keep) | ((uint32_t)g[REG_EFL] & keep));
     copy(c->xsave, fp, 464);
-    *(uint32_t *)(c->xsave + 24) &= 0xffff; /* MXCSR */
+    *(uint32_t *)(c->xsave + 24) &= c->vm->mxcsr_mask;
     uint64_t *header = (uint64_t *)(c->xsave + 512), bv = *(const uint64_t *)(fp + 512) & c->vm->host_xcr0;
     for (unsigned i = 1; i < 8; i++)
         header[i] = 0;
@@ -346,6 +348,7 @@ bool bt_direct_run(struct bt_vcpu *c)
     if (d->soft || !can(c))
         return false;
     struct direct_space *s = bt_direct_space(c);
+    s->direct |= c->vm->direct_eager;
     if (!s->direct || (!s->proc && !bt_direct_give_proc(c, s)))
         return false;
     struct direct_proc *p = s->proc;

@@ -132,6 +132,7 @@ static int vm_create(void *ctx, struct hvx_vm *hvm, const struct hvx_engine_conf
     vm->direct_kernel = !strcmp(direct, "kernel") || !strcmp(direct, "all");
     vm->direct_user = !strcmp(direct, "user") || !strcmp(direct, "all");
     vm->direct_helpers = cfg->options ? (unsigned)e->host->conf_int(cfg->options, "direct-helpers") : 1;
+    vm->direct_eager = cfg->options && e->host->conf_bool(cfg->options, "direct-eager");
     if (!vm->direct_ram) {
         free(vm);
         return hvx_fail(err, -ENOMEM, "cpu-bt: out of memory");
@@ -642,6 +643,8 @@ static const struct hvx_option options[] = {
      .help = "what may run without look-ups: kernels in the VM's own process, programs natively in helper processes"},
     {.name = "direct-helpers", .type = HVX_OPT_INT, .min = 1, .max = DIRECT_PROCS_MAX, .def = "8",
      .help = "helper processes for each vCPU: as many programs of the guest can run natively in turns"},
+    {.name = "direct-eager", .type = HVX_OPT_BOOL, .def = "off",
+     .help = "programs run natively from their first instruction, whether it pays or not: for tests"},
     {.name = "perf-map", .type = HVX_OPT_BOOL, .def = "off",
      .help = "name translated code for Linux's perf, in /tmp/perf-PID.map"},
     {.name = NULL},

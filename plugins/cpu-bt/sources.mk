@@ -22,6 +22,7 @@ check_PROGRAMS += difftest/difftest
 difftest_difftest_SOURCES = difftest/main.c difftest/forms.c difftest/states.c difftest/program.c difftest/program_emit.c \
 	difftest/program_plain.c difftest/program_flow.c difftest/program_gen.h difftest/native.c difftest/guest.c \
 	difftest/driver.S difftest/difftest.h difftest/program.h difftest/layout.h
+dist_check_SCRIPTS += difftest/direct.sh
 EXTRA_DIST += difftest/seeds
 difftest_difftest_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS)
 

@@ -26,7 +26,7 @@ driver_native_entry:
     mov %rsp, V_RSP
     stmxcsr V_SAVED
     fnstcw V_SAVED + 8
-    mov $SEL_DATA, %eax             /* 32-bit code needs them; 64-bit code does not look */
+    mov V_SEL, %eax                 /* 32-bit code needs them; 64-bit code does not look */
     mov %eax, %ds
     mov %eax, %es
 

@@ -29,6 +29,7 @@ static struct hvx_vcpu *vcpu;
 static void *ctx;
 static uint8_t *ram;
 static volatile bool batch_done;
+bool guest_direct;
 
 /* --- the host table ----------------------------------------------------------------- */
 
@@ -54,9 +55,18 @@ static uint64_t host_clock(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 static void host_random(void *buf, size_t n) { memset(buf, 0x5a, n); }
-static bool conf_bool(const struct hvx_config *c, const char *name) { return (void)c, (void)name, false; }
-static int64_t conf_int(const struct hvx_config *c, const char *name) { return (void)c, (void)name, 0; }
-static const char *conf_string(const struct hvx_config *c, const char *name) { return (void)c, (void)name, NULL; }
+/* Options are there with --direct only: programs then run in a helper process. */
+static bool conf_bool(const struct hvx_config *c, const char *name) { return (void)c, !strcmp(name, "direct-eager"); }
+static int64_t conf_int(const struct hvx_config *c, const char *name) { return (void)c, (void)name, 1; }
+static const char *conf_string(const struct hvx_config *c, const char *name) { return (void)c, !strcmp(name, "direct") ? "user" : NULL; }
+static int watch_new(struct hvx_vm *v, int fd, bool want_read, bool want_write, void (*cb)(void *, int, bool, bool), void *opaque,
+                     struct hvx_watch **out)
+{
+    (void)v, (void)fd, (void)want_read, (void)want_write, (void)cb, (void)opaque;
+    *out = NULL;
+    return 0;
+}
+static void watch_del(struct hvx_watch *w) { (void)w; }
 static void host_lock(struct hvx_vm *v) { (void)v; }
 static void io_read(struct hvx_vm *v, enum hvx_space space, uint64_t addr, unsigned size, void *value)
 {
@@ -85,7 +95,7 @@ static const struct hvx_host host = {
     .size = sizeof(host), .abi_major = HVX_ABI_MAJOR, .log = host_log, .guest_event = host_event, .clock_ns = host_clock,
     .wall_clock_ns = host_clock, .random = host_random, .conf_bool = conf_bool, .conf_int = conf_int,
     .conf_string = conf_string, .conf_is_set = conf_bool, .vm_lock = host_lock, .vm_unlock = host_lock,
-    .io_read = io_read, .io_write = io_write, .mem_ptr = mem_ptr,
+    .io_read = io_read, .io_write = io_write, .mem_ptr = mem_ptr, .watch_new = watch_new, .watch_del = watch_del,
 };
 
 /* --- guest memory ----------------------------------------------------------------------- */
@@ -168,8 +178,8 @@ static int set_state(struct hvx_error *err)
     r->rflags = 0x202;
     set_seg(&r->seg[HVX_CS], 0x33, 0xa0fb, 0);
     set_seg(&r->seg[HVX_SS], 0x2b, 0xc0f3, 0);
-    set_seg(&r->seg[HVX_DS], SEL_DATA, 0xc0f3, 0);
-    set_seg(&r->seg[HVX_ES], SEL_DATA, 0xc0f3, 0);
+    set_seg(&r->seg[HVX_DS], guest_direct ? 0 : SEL_DATA, guest_direct ? 0x100 : 0xc0f3, 0);
+    set_seg(&r->seg[HVX_ES], guest_direct ? 0 : SEL_DATA, guest_direct ? 0x100 : 0xc0f3, 0);
     set_seg(&r->seg[HVX_FS], 0, 0x100, 0);
     set_seg(&r->seg[HVX_GS], 0, 0x100, GS_BASE);
     set_seg(&r->ldtr, 0, 0x100, 0);
@@ -194,7 +204,8 @@ static int set_state(struct hvx_error *err)
 static int guest_init(struct backend *b)
 {
     struct hvx_error err = {.text = ""};
-    struct hvx_engine_config cfg = {.size = sizeof(cfg), .n_vcpus = 1, .cpu_model = "host", .tsc_hz = 2000000000};
+    struct hvx_engine_config cfg = {.size = sizeof(cfg), .n_vcpus = 1, .cpu_model = "host", .tsc_hz = 2000000000,
+                                    .options = guest_direct ? (const void *)&host : NULL};
     int fd = memfd_create("difftest", MFD_CLOEXEC);
 
     if (fd < 0 || ftruncate(fd, RAM_SIZE))
@@ -212,7 +223,7 @@ static int guest_init(struct backend *b)
     struct hvx_mem_slot slot = {.size = sizeof(slot), .id = 0, .gpa = 0, .bytes = RAM_SIZE, .hva = ram, .fd = fd};
     if (hvx_plugin_cpu_bt.init(&host, NULL, &ctx, &err) || ops->probe(ctx, &err) ||
         ops->vm_create(ctx, (struct hvx_vm *)&host, &cfg, &vm, &err) || ops->set_slot(vm, &slot, &err) ||
-        ops->vcpu_create(vm, 0, &vcpu, &err)) {
+        ops->vcpu_create(vm, 0, &vcpu, &err) || ops->prepare(vm, &err)) {
         fprintf(stderr, "difftest: cannot start the engine: %s\n", err.text);
         return -1;
     }

@@ -77,6 +77,7 @@
 #define V_LOG (VARS + 0x78) /* of this case */
 #define V_SAVED (VARS + 0x80)
 #define V_LOG_AT (VARS + 0x90) /* next entry */
+#define V_SEL (VARS + 0x98) /* in DS and ES */
 #define V_REGS (VARS + 0x100) /* as a log entry */
 #define SEL_CODE64 0x33 /* Linux's selectors; the guest has the same */
 #define SEL_CODE32 0x23
