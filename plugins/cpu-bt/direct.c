@@ -18,6 +18,7 @@
 #define ENTER_MEAN 250  /* in the soft tier, between two entries of the kernel, so that it pays */
 #define ENTER_CREDIT 20000 /* and for some 2 ms: a helper is not given to programs that are about to end */
 #define LEAVE_MEAN 35   /* in the helper, getting into the program and out of it included (10), the switches not */
+#define NEW_PAGE 20
 #define FIRST_MEAN (3 * LEAVE_MEAN)
 #define LONG (100 * LEAVE_MEAN)
 #define HOLD_FIRST 20000 /* some 2 ms before the next try; doubles with each failure */
@@ -133,8 +134,8 @@ bool bt_direct_wanted(struct bt_vcpu *c, bool iret)
     if (s->direct) {
         uint64_t ran = d->ran;
         d->ran = 0;
-        if (ran)
-            note(c, s, ran);
+        if (ran) /* pages that are new come with code that is new, which the soft tier would have to translate */
+            note(c, s, ran + (iret ? (uint64_t)NEW_PAGE << SHIFT : 0));
         return s->direct && can(c);
     }
     if (++s->n_entries < LOOK_EVERY && !iret && s->since)
