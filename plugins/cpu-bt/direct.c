@@ -56,11 +56,6 @@ bool bt_direct_wait(struct bt_vcpu *c, struct direct_proc *p, bool resume)
     p->zone->report.failed = 0;
     p->zone->orders.resume = resume;
     p->zone->orders.frame = p->base + p->uc;
-    if (resume) {
-        c->direct->kick_fd = p->pidfd;
-        c->in_code = 3; /* from here on a kick's signal goes on to the helper; it keeps it until it runs the program */
-        atomic_signal_fence(memory_order_seq_cst);
-    }
     sys4(SYS_write, p->cmd_fd, (long)&cookie, 8, 0);
     do
         rc = sys4(SYS_read, p->exit_fd, (long)&n, 8, 0);
@@ -87,7 +82,7 @@ void bt_direct_lost(struct bt_vcpu *c, struct direct_proc *p)
 static bool can(const struct bt_vcpu *c)
 {
     const uint32_t wrong = BT_MODE_TF | BT_MODE_NOFPU | BT_MODE_NOSSE | BT_MODE_NOAVX | BT_MODE_EM | BT_MODE_TSD;
-    return c->cpl == 3 && bt_code64(c) && !(c->mode & wrong) && c->iflag && !bt_stepping(c) && !c->bp_data &&
+    return c->cpl == 3 && bt_code64(c) && !(c->mode & wrong) && c->iflag && !bt_stepping(c) && !c->bp_data && !c->dbg.n &&
            !(c->sysflags & (BT_TF | BT_IOPL | BT_VM | BT_AC | BT_VIF | BT_VIP)) && c->seg[BT_CS].selector == CS_PROGRAM &&
            c->seg[BT_SS].selector == SS_PROGRAM && !(c->seg[BT_DS].selector | c->seg[BT_ES].selector | c->seg[BT_FS].selector |
            c->seg[BT_GS].selector) && !(c->cr4 & BT_CR4_LA57) && (c->efer & BT_EFER_NXE) && !c->vm->cpuid->restricted;
@@ -372,9 +367,18 @@ bool bt_direct_run(struct bt_vcpu *c)
             (void)bt_direct_map(c, s, lin, BT_ACC_USER | (w.writable && w.dirty ? BT_ACC_WRITE : 0));
     }
     for (;;) {
-        if (!s->proc || s->forget || atomic_load(&c->pending)) /* orders wait for the next time */
+        if (!s->proc || s->forget)
             return true;
         registers_in(c, p);
+        /* From here on a kick's signal goes on to the helper, which keeps it until it runs the program; what was
+         * pending before is seen here. */
+        d->kick_fd = p->pidfd;
+        c->in_code = 3;
+        atomic_signal_fence(memory_order_seq_cst);
+        if (atomic_load(&c->pending)) { /* orders wait for the next time */
+            c->in_code = 0;
+            return true;
+        }
         uint64_t t = bt_host_tsc();
         c->st.direct_entries++;
         if (!bt_direct_wait(c, p, true)) {
