@@ -8,7 +8,7 @@
 
 struct xsave_layout xlayout;
 static bool misaligned_mode; /* AMD's MXCSR.MM */
-static bool host_amd;
+bool host_amd;
 
 void states_init(void)
 {
@@ -390,7 +390,7 @@ static void wishes_after(const struct instance *in, uint64_t *gpr, uint8_t *bloc
 /* Registers that form addresses, and those that are written, as bit masks. */
 static void usage(const struct instance *in, uint32_t *bases, uint32_t *indices, uint32_t *written)
 {
-    if (in->insn.mnemonic == ZYDIS_MNEMONIC_PAUSE && !mode32 && in->insn.raw.rex.B) /* AMD: XCHG R8, RAX */
+    if (host_amd && in->insn.mnemonic == ZYDIS_MNEMONIC_PAUSE && !mode32 && in->insn.raw.rex.B) /* XCHG R8, RAX */
         *written |= 1u << 0 | 1u << 8;
     for (unsigned i = 0; i < in->insn.operand_count; i++) {
         const ZydisDecodedOperand *o = &in->op[i];
