@@ -39,8 +39,8 @@ check_DATA = difftest/system.elf
 dist_check_SCRIPTS += difftest/system.py perf-map.py
 EXTRA_DIST += $(system_sources) $(system_headers) difftest/system/EXCLUSIONS difftest/system.seeds
 
-# Nearly two million cases, some six minutes. SEED=N for others. Three of the system cases up to 260000 fail: 185831 and 199064
-# by an accessed bit that QEMU does not set, and 155862 by what 146980 leaves behind in QEMU (HVX's result does not change).
+# Nearly two million cases, some six minutes. SEED=N for others. System case 155862 fails in company, by what 146980 leaves
+# behind in QEMU (HVX has the same result either way).
 SEED = 1
 difftest-long: difftest/difftest difftest/system.elf
 	difftest/difftest --seed $(SEED) --cases 48 --sequences 40000 --programs 40000 --seeds $(srcdir)/difftest/seeds

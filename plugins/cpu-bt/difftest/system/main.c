@@ -210,11 +210,13 @@ static void collect(struct test *t)
     }
     if (result.vector != 8 && !(half && t->pusha))
         add_memory("stack", STACK + 0x7c0, 0x80, 0x7c0);
-    if (t->form->task && (result.tr & 0xfff8) == SEL_TSS2) /* QEMU: segments of a task do not become accessed */
-        for (unsigned i = 0; i < N_GDT + sizeof(ldt) / 8; i++) {
-            uint8_t *d = i < N_GDT ? gdt + i * 8 : ldt + (i - N_GDT) * 8;
+    /* QEMU: segments of a task do not become accessed, nor does the stack that a far transfer in long mode goes to. */
+    bool task = t->form->task && t->pe && (result.tr & 0xfff8) != SEL_TSS, stack = t->form->far && t->lm;
+    for (unsigned i = 0; i < N_GDT + sizeof(ldt) / 8; i++) {
+        uint8_t *d = i < N_GDT ? gdt + i * 8 : ldt + (i - N_GDT) * 8;
+        if (task || (stack && !(d[5] & 8)))
             d[5] |= d[5] >> 4 & 1;
-        }
+    }
     add_memory("gdt", (uint32_t)gdt, sizeof(gdt), 0);
     add_memory("ldt", (uint32_t)ldt, sizeof(ldt), 0);
     add_memory("tss", (uint32_t)tss, 104, 0);
