@@ -215,7 +215,7 @@ struct bt_vcpu {
     uint64_t pdpte[4];  /* PAE paging without long mode */
     uint64_t cr4_valid;   /* CR4 bits the CPU model has; 0: not computed yet (op_cr.c) */
     uint64_t phys_mask;   /* address bits the CPU model has; 0: not computed yet */
-    uint8_t int_done;     /* 1: INT n or SYSCALL ran, which takes TF along: no #DB after it; 2: SYSRET set TF: #DB at once */
+    uint8_t int_done;     /* 1: INT n, SYSCALL or SYSRET has cleared TF: no #DB after it; 2: SYSRET set TF: #DB at once */
     uint8_t bp_exec, bp_data; /* DR0..3 that DR7 enables for fetches / for data: debug.c; BT_BP_* */
     uint8_t ferr;         /* an x87 exception while CR0.NE is clear: run.c */
     uint8_t bp_hit;       /* data breakpoints met by the current instruction */

@@ -77,7 +77,7 @@ void bt_op_sysret(struct bt_vcpu *c, const struct bt_op *op)
     }
     c->rip = wide ? c->gpr[BT_RCX] : (uint32_t)c->gpr[BT_RCX];
     bt_set_rflags(c, (uint32_t)c->gpr[11] & 0x3c7fd7);
-    c->int_done = c->sysflags & BT_TF ? 2 : 0;
+    c->int_done = c->sysflags & BT_TF ? 2 : 1;
     flat_segs(c, (sel + (wide ? 16 : 0)) | 3, wide ? CODE64_3 : CODE32_3, (sel + 8) | 3, DATA_3, 3);
 }
 

@@ -13,7 +13,7 @@
 #include <sys/syscall.h>
 
 #define PERF_MAP_MAX (64u << 20) /* bytes of the file */
-#define LINE_MAX 80u
+#define LINE_BYTES 80u
 
 static char *put_text(char *p, const char *s)
 {
@@ -51,7 +51,7 @@ static void line(struct bt_vcpu *c, uint32_t from, uint32_t to, const char *kind
     struct bt_perf_map *m = c->perf_map;
     if (from >= to)
         return;
-    if (m->n + LINE_MAX > sizeof(m->text))
+    if (m->n + LINE_BYTES > sizeof(m->text))
         bt_perf_map_flush(c);
     char *p = put_hex(m->text + m->n, from);
     *p++ = ' ';

@@ -198,6 +198,23 @@ static void syscall_and_sysret(void **s)
     RAISES(BT_EX_UD, 0, bt_op_syscall(C, &B.op)); /* compatibility mode */
 }
 
+/* The trap goes by TF as SYSRET leaves it. */
+static void sysret_and_tf(void **s)
+{
+    (void)s;
+    for (unsigned before = 0; before < 2; before++)
+        for (unsigned after = 0; after < 2; after++) {
+            bench_long(0);
+            C->star = 0x0048ull << 48;
+            B.op.opsize = 8;
+            C->sysflags |= before ? BT_TF : 0;
+            C->gpr[BT_RCX] = 0x1234;
+            C->gpr[11] = after ? BT_TF : 0;
+            OK(bt_op_sysret(C, &B.op));
+            assert_int_equal(C->int_done, after ? 2 : 1);
+        }
+}
+
 /* With a processor of AMD's in CPUID programs expect its ways. */
 static void fast_calls_of_amd(void **s)
 {
@@ -472,6 +489,7 @@ int test_machine(void)
         cmocka_unit_test(debug_registers), cmocka_unit_test(hardware_breakpoints),        cmocka_unit_test(syscall_and_sysret),
         cmocka_unit_test(sysenter_and_sysexit),   cmocka_unit_test(bases_and_swapgs),
         cmocka_unit_test(fast_calls_of_amd),      cmocka_unit_test(hypercalls),
+        cmocka_unit_test(sysret_and_tf),
         cmocka_unit_test(flags_obey_privilege),   cmocka_unit_test(ports_and_their_bitmap),
         cmocka_unit_test(string_io),              cmocka_unit_test(extended_control),
         cmocka_unit_test(invalidations),

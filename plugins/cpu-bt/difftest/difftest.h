@@ -78,6 +78,7 @@ struct xsave_layout {
     uint32_t off[8], size[8], total;
 };
 extern struct xsave_layout xlayout;
+extern bool host_amd; /* the host's processor is AMD's */
 void states_init(void);
 /* Fill the block for n instances that run one after the other; false when no
  * harmless state was found. */

@@ -77,7 +77,7 @@ static void lock_wrongly(struct instance *in)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].mem.base == ZYDIS_REGISTER_RIP)
             return; /* its address would be another */
     /* AMD: LOCK MOV CR0 is MOV CR8 (CPUID 80000001h, ECX bit 4), which no guest is shown. */
-    if (in->insn.meta.category == ZYDIS_CATEGORY_DATAXFER && in->insn.opcode_map == ZYDIS_OPCODE_MAP_0F &&
+    if (host_amd && in->insn.meta.category == ZYDIS_CATEGORY_DATAXFER && in->insn.opcode_map == ZYDIS_OPCODE_MAP_0F &&
         (in->insn.opcode & 0xfd) == 0x20)
         return;
     if (in->len >= 15 || (in->insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) ||

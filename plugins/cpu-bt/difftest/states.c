@@ -8,12 +8,15 @@
 
 struct xsave_layout xlayout;
 static bool misaligned_mode; /* AMD's MXCSR.MM */
+bool host_amd;
 
 void states_init(void)
 {
     uint32_t a, b, c, d, lo, hi;
     if (__get_cpuid(0x80000001, &a, &b, &c, &d))
         misaligned_mode = c >> 7 & 1;
+    __cpuid(0, a, b, c, d);
+    host_amd = c == 0x444d4163; /* "cAMD" */
     __cpuid(1, a, b, c, d);
     uint64_t xcr0 = 3;
     if (c & 1u << 27) {
@@ -86,10 +89,14 @@ static void random_x87(struct rng *r, uint8_t *p)
     memcpy(p + 8, &e, 2);
 }
 
-/* A shift whose count is in memory: AMD's read its low half only, as MXCSR.MM shows at the end of a page; the engine all. */
-static bool count_in_memory(const struct instance *in)
+/* An operand in memory of which AMD's processors read one half, as MXCSR.MM shows at the end of a page: shift counts, what
+ * is unpacked. The engine looks all of it up. */
+static bool half_read(const struct instance *in)
 {
     switch (in->insn.mnemonic) {
+    case ZYDIS_MNEMONIC_PUNPCKLBW: case ZYDIS_MNEMONIC_PUNPCKLWD: case ZYDIS_MNEMONIC_PUNPCKLDQ: case ZYDIS_MNEMONIC_PUNPCKLQDQ:
+    case ZYDIS_MNEMONIC_PUNPCKHBW: case ZYDIS_MNEMONIC_PUNPCKHWD: case ZYDIS_MNEMONIC_PUNPCKHDQ: case ZYDIS_MNEMONIC_PUNPCKHQDQ:
+    case ZYDIS_MNEMONIC_UNPCKLPS: case ZYDIS_MNEMONIC_UNPCKLPD: case ZYDIS_MNEMONIC_UNPCKHPS: case ZYDIS_MNEMONIC_UNPCKHPD:
     case ZYDIS_MNEMONIC_PSLLW: case ZYDIS_MNEMONIC_PSLLD: case ZYDIS_MNEMONIC_PSLLQ: case ZYDIS_MNEMONIC_PSRLW:
     case ZYDIS_MNEMONIC_PSRLD: case ZYDIS_MNEMONIC_PSRLQ: case ZYDIS_MNEMONIC_PSRAW: case ZYDIS_MNEMONIC_PSRAD:
         return in->op[1].type == ZYDIS_OPERAND_TYPE_MEMORY;
@@ -383,7 +390,7 @@ static void wishes_after(const struct instance *in, uint64_t *gpr, uint8_t *bloc
 /* Registers that form addresses, and those that are written, as bit masks. */
 static void usage(const struct instance *in, uint32_t *bases, uint32_t *indices, uint32_t *written)
 {
-    if (in->insn.mnemonic == ZYDIS_MNEMONIC_PAUSE && !mode32 && in->insn.raw.rex.B) /* AMD: XCHG R8, RAX */
+    if (host_amd && in->insn.mnemonic == ZYDIS_MNEMONIC_PAUSE && !mode32 && in->insn.raw.rex.B) /* XCHG R8, RAX */
         *written |= 1u << 0 | 1u << 8;
     for (unsigned i = 0; i < in->insn.operand_count; i++) {
         const ZydisDecodedOperand *o = &in->op[i];
@@ -400,9 +407,21 @@ static void usage(const struct instance *in, uint32_t *bases, uint32_t *indices,
     }
 }
 
+/* AMD's family 25: EVEX VCVTSI2SD and the like see RSP as it was before a PUSH or POP just ahead, when they are decoded for
+ * the first time. */
+static bool stale_stack_pointer(const struct instance *in)
+{
+    for (unsigned i = 0; host_amd && in->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && i < in->insn.operand_count; i++)
+        if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && gpr_number(in->op[i].reg.value) == 4)
+            return true;
+    return false;
+}
+
 bool state_fits(const struct instance *seq, unsigned n, const struct instance *in)
 {
     uint32_t bases = 0, indices = 0, written = 0, b = 0, x = 0, w = 0;
+    if (stale_stack_pointer(in))
+        return false;
     switch (in->insn.meta.category) {
     case ZYDIS_CATEGORY_CALL: case ZYDIS_CATEGORY_RET: case ZYDIS_CATEGORY_COND_BR: case ZYDIS_CATEGORY_UNCOND_BR:
     case ZYDIS_CATEGORY_IO: case ZYDIS_CATEGORY_IOSTRINGOP: case ZYDIS_CATEGORY_AVX2GATHER: case ZYDIS_CATEGORY_GATHER:
@@ -470,7 +489,7 @@ bool state_random(const struct instance *in, unsigned n, struct rng *r, uint8_t 
 
     bool may_misalign = misaligned_mode;
     for (unsigned k = 0; k < n; k++)
-        may_misalign &= !count_in_memory(&in[k]);
+        may_misalign &= !half_read(&in[k]);
     random_xsave(r, block + B_XSAVE, may_misalign);
     /* With an exception unmasked, or pending, a memory access of the x87 or MMX does
      * not happen; whether its page is looked at before is not the same here and there. */

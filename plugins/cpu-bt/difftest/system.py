@@ -162,6 +162,9 @@ def compare(args, vendor, cases, begin):
                 print("%-40s %5d failures: %s" % (name, len(count[name]), " ".join(map(str, count[name][:8]))))
         return bool(failures)
     for case in failures[:args.reports]:
+        for s, got in zip(sides, (a, b)):
+            if got[case - args.first] is None:
+                print("# case %d: among the others %s ends, or does not go on, in it" % (case, s.name))
         show(sides, args.seed, case)
     for name, (n, faults) in forms.items():
         print("%-40s %7d cases %7d exceptions" % (name, n, faults))

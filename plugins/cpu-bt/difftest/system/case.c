@@ -196,7 +196,7 @@ static void build_tables(struct test *t)
     descriptor(gdt, SEL_LDT, (uint32_t)ldt, sizeof(ldt) - 1, 0x82);
     /* Rings 1 and 3 have the "_3" selectors; rings 0 the others. In 64-bit mode L. */
     unsigned dpl = t->cpl ? t->cpl << 5 : 3 << 5;
-    descriptor(gdt, SEL_CODE_0, t->lm ? 0 : CODE, t->lm ? 0xfffff : 0xffff, t->lm ? 0x9b | L | G : 0x9b | d | (one_in(t, 8) ? 4 : 0));
+    descriptor(gdt, SEL_CODE_0, t->lm ? 0 : CODE, t->lm ? 0xfffff : 0xffff, t->lm ? 0x9b | L | G : 0x9b | d | (one_in(t, 8) && !t->cpl ? 4 : 0)); /* QEMU: RPL 0 by a gate to a conforming segment */
     descriptor(gdt, SEL_CODE_3, CODE, 0xffff, 0x9b | dpl | d);
     descriptor(gdt, SEL_LONG_3, t->lm ? 0 : CODE, t->lm ? 0xfffff : 0xffff, 0xfb | (t->lm ? L | G : d));
     for (i = 0; i < 2; i++) {

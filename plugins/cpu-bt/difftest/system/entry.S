@@ -36,14 +36,18 @@ _start:
 1:  hlt
     jmp 1b
 
+    .data
 gdtr:
-    .word 7 * 8 - 1
+    .word 8 * 8 - 1
     .long monitor_gdt, 0
     .balign 8
     .globl monitor_gdt
 monitor_gdt:
     .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff, 0x00af9b000000ffff, 0x00009b000000ffff, 0x000093000000ffff
     .quad 0x0001930500007fff /* unreal: base AREA, limit 0x17fff */
+monitor_tss:
+    .quad 0x0000890000000067 /* SEL_DFTSS of a case's own table */
+    .text
 
     .macro load_rest
     mov S_GPR + 0x00, %eax
@@ -370,6 +374,9 @@ back:
     popf
     xor %eax, %eax
     lldt %ax
+    movb $0x89, monitor_tss + 5 /* not busy */
+    mov $SEL_DFTSS, %eax /* a 16-bit TSS that a case loaded would keep the next one out of long mode: #GP */
+    ltr %ax
     mov $0x400, %eax
     mov %eax, %dr7
     mov $0xffff0ff0, %eax

@@ -89,7 +89,7 @@ void f_string(struct test *t)
     bool rep = one_in(t, 2);
     prefixes(t);
     if (rep)
-        e8(t, one_in(t, 2) ? 0xf2 : 0xf3);
+        e8(t, one_in(t, 2) || (amd && op == 0xa6) ? 0xf2 : 0xf3); /* AMD's REPE CMPSB reads [rSI] first, not QEMU's */
     lock(t, 40);
     rexw(t, 4);
     set(1, below(t, 20) | (addr_bits(t) == 16 ? rnd(t) << 16 : 0));

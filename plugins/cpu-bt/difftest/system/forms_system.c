@@ -35,6 +35,8 @@ void f_sreg_use(struct test *t)
                 state_in.gpr[i] -= t->area;
     /* QEMU checks neither null nor type at the access. */
     bool usable = !t->pe || t->vm86 || t->bits == 64 || (sel > 3 && (d[5] & 0x1a) == 0x12);
+    if (usable && t->pe && !t->vm86 && t->bits == 16 && (d[5] & 0x1c) == 0x14) /* 16-bit addresses may wrap to what is below it */
+        usable = false;
     for (unsigned i = usable ? 1 + below(t, 2) : 0; i--;) {
         t->prefix66 = t->prefix67 = 0;
         prefix66(t);
@@ -102,6 +104,9 @@ void f_descriptor_ops(struct test *t) /* sldt str lldt ltr verr verw */
     rexw(t, 8);
     if ((k == 2 || k == 3) && (one_in(t, 2) || sel < 4)) /* QEMU loads TR with null */
         sel = k == 2 ? SEL_LDT : one_in(t, 2) ? SEL_TSS2 : SEL_TSS;
+    const uint8_t *d = (sel & 4 ? ldt : gdt) + (sel & 0xfff8) % (sel & 4 ? sizeof(ldt) : sizeof(gdt));
+    if (k == 3 && t->lm && (d[5] & 0x1f) == 1) /* no type of long mode's: QEMU looks at P first */
+        sel = SEL_TSS;
     eo(t, 0x0f00);
     if (k < 2 && one_in(t, 2)) {
         memory(t, k);

@@ -116,7 +116,7 @@ static bool has_error(unsigned v) { return v == 8 || (v >= 10 && v <= 14) || v =
  * the exception that ended the case. */
 static void mask_rf(struct test *t)
 {
-    uint32_t sp = (uint32_t)result.sp, flags = t->lm ? 16 : 8;
+    uint32_t sp = (uint32_t)result.sp, flags = t->lm ? 16 : 8, wrap = 0; /* 0x10000: a stack of 64 KiB, whose end is passed */
     if (!t->pe) {
         if (t->compare_after && result.vector != 6)
             *(uint16_t *)(STACK + ((sp + 4) & 0xffff)) &= 0xf72a;
@@ -129,13 +129,17 @@ static void mask_rf(struct test *t)
         flags += has_error(result.vector) ? 4 : 0;
     } else {
         const uint8_t *d = (result.ss & 4 ? ldt : gdt) + (result.ss & 0xfff8) % sizeof(gdt);
-        if (sp >> 12 != STACK >> 12) /* flat: SYSENTER */
-            sp = (d[6] & 0x40 ? sp : sp & 0xffff) + (d[2] | d[3] << 8 | d[4] << 16 | (uint32_t)d[7] << 24);
         flags += has_error(result.vector) ? 4 : 0;
+        if (sp >> 12 != STACK >> 12) { /* flat: SYSENTER */
+            sp = d[6] & 0x40 ? sp : sp & 0xffff;
+            wrap = !(d[6] & 0x40) && sp + flags > 0xffff ? 0x10000 : 0;
+            sp += d[2] | d[3] << 8 | d[4] << 16 | (uint32_t)d[7] << 24;
+        }
     }
     if (sp < 0x8000 || sp > 0xc00000)
         return;
     sp &= 0x3fffff; /* build_paging(): the same memory three times */
+    flags -= wrap;
     *(uint8_t *)(sp + flags + 2) &= 0xfe;
     if (t->compare_after && result.vector != 6) /* the engine: flags that nothing reads are not kept for a fault */
         *(uint16_t *)(sp + flags) &= 0xf72a, result.eflags &= ~0x8d5u;
@@ -145,8 +149,8 @@ static void mask_rf(struct test *t)
     if (result.vector == 14) {
         if (*(uint8_t *)sp & 8)
             *(uint8_t *)sp |= 1;
-        if (t->form->rmw) /* P: of which page, when the operand lies in two */
-            *(uint8_t *)sp &= ~3u;
+        if (t->form->rmw) /* P and RSVD: of which page, when the operand lies in two */
+            *(uint8_t *)sp &= ~0xbu;
         if (t->form->far)
             *(uint8_t *)sp &= ~4u;
     }
@@ -206,11 +210,13 @@ static void collect(struct test *t)
     }
     if (result.vector != 8 && !(half && t->pusha))
         add_memory("stack", STACK + 0x7c0, 0x80, 0x7c0);
-    if (t->form->task && (result.tr & 0xfff8) == SEL_TSS2) /* QEMU: segments of a task do not become accessed */
-        for (unsigned i = 0; i < N_GDT + sizeof(ldt) / 8; i++) {
-            uint8_t *d = i < N_GDT ? gdt + i * 8 : ldt + (i - N_GDT) * 8;
+    /* QEMU: segments of a task do not become accessed, nor does the stack that a far transfer in long mode goes to. */
+    bool task = t->form->task && t->pe && (result.tr & 0xfff8) != SEL_TSS, stack = t->form->far && t->lm;
+    for (unsigned i = 0; i < N_GDT + sizeof(ldt) / 8; i++) {
+        uint8_t *d = i < N_GDT ? gdt + i * 8 : ldt + (i - N_GDT) * 8;
+        if (task || (stack && !(d[5] & 8)))
             d[5] |= d[5] >> 4 & 1;
-        }
+    }
     add_memory("gdt", (uint32_t)gdt, sizeof(gdt), 0);
     add_memory("ldt", (uint32_t)ldt, sizeof(ldt), 0);
     add_memory("tss", (uint32_t)tss, 104, 0);
