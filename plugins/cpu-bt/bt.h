@@ -178,7 +178,7 @@ struct bt_vcpu {
     uint64_t stk_tag[2]; /* one-entry TLB for the stack, [0] supervisor [1] user: as tag_w */
     uint64_t stk_host[2];
     uint64_t stk_rtag[2]; /* as tag_r */
-    uint64_t group_delta[16]; /* of the running block's groups: host minus guest address (gen_group.c) */
+    uint64_t group_delta[40]; /* of the running block's groups: host minus guest address (gen_group.c) */
     uint64_t flags_of[2]; /* operands for it */
     uint32_t flags_fn;    /* after an indirect exit: code that makes the flags in RFLAGS; clobbers r15 */
 
@@ -276,7 +276,7 @@ struct bt_vcpu {
 
     /* statistics, written by the owner */
     struct {
-        uint64_t blocks, retranslations, moved, chains, dispatches, c_ops, tlb_miss[2], tlb_flush, tlb_flush_global, invlpg;
+        uint64_t blocks, traces, retranslations, moved, chains, dispatches, c_ops, tlb_miss[2], tlb_flush, tlb_flush_global, invlpg;
         uint64_t slow_accesses, bounces, careful, mmio, pio, smc_invalidations, cache_flushes, exceptions, page_faults, interrupts;
         uint64_t direct_entries, direct_cycles, direct_syscalls, direct_faults, direct_kicks, direct_soft, direct_left, direct_maps,
             direct_pages, direct_unmaps, direct_compares, direct_uncoded, direct_failures, direct_lost, direct_killed,

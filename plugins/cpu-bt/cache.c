@@ -281,6 +281,11 @@ void bt_block_drop(struct bt_vcpu *c, struct bt_block *b)
         struct bt_exit *x = &k->exits[b->exits + i];
         if (x->kind == BT_EXIT_DIRECT)
             bt_unchain(c, b->exits + i);
+        if (x->kind == BT_EXIT_OTHER) { /* who comes back must not go on in here */
+            uint8_t *p = (uint8_t *)(uintptr_t)x->site - 2;
+            p[0] = 0x90; /* JNE -> NOP; JMP */
+            p[1] = 0xe9;
+        }
     }
     unsigned t = (b->mode & BT_MODE_CPL) == 3;
     if (c->jc[t][bt_jc_index(b->rip)] == b->ind)
@@ -432,7 +437,7 @@ bool bt_cache_room(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
     /* side exits, guards, and the ends that a block may have */
-    unsigned exits = 3 * BT_MAX_BRANCHES + BT_MAX_GROUPS + 16;
+    unsigned exits = 3 * BT_MAX_TRACED + 4 * BT_MAX_CALLS + BT_MAX_GROUPS + 16;
     return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 && k->n_blocks + 2 < BT_MAX_BLOCKS &&
            k->n_exits + exits < BT_MAX_EXITS && k->n_map + BT_MAX_INSNS * 8 < BT_MAX_MAP &&
            k->n_recipes + 2 * BT_MAX_INSNS < BT_MAX_RECIPES &&

@@ -2,8 +2,9 @@
  *
  * plugins/cpu-bt/cache.h - a vCPU's translations: blocks, exits, chains.
  *
- * A block is a straight run of guest instructions, with side exits at
- * conditional branches, keyed by guest-physical
+ * A block is a run of guest instructions in one page, each somewhere behind the
+ * one before: on over conditional branches, where it has side exits, and where it
+ * is a trace, forward jumps and calls, which come back into it. It is keyed by guest-physical
  * address, guest RIP, CS base and mode. Its host code lies in the hot area;
  * slow paths and exit stubs in the cold area. Three ways in:
  *   ind  by indirect jump: r14 holds the RIP aimed at, which is compared with
@@ -11,6 +12,13 @@
  *   a    the same, without a comparison;
  *   b    flags are in host RFLAGS.
  * When no flag is live at the start, a and b coincide.
+ *
+ * Traces
+ *   A kick - a guest's timer, mostly - finds out which exit is taken: the block's
+ *   next one. When BT_HOT kicks have found the same direct exit, to a place
+ *   further on in the page or behind a call, its block is made anew, and goes on
+ *   there: the other way of a branch is the side exit then. So blocks grow along
+ *   the paths that run, and nothing is counted where they run.
  *
  * Exits are patchable. A direct exit's rel32 points to its stub, or, chained,
  * into the target block. An indirect exit ends in `jmp r15` padded to five
@@ -29,8 +37,8 @@
  *   cache does (bt_jc_flush) - but an address in it must be a landing of the
  *   present mode and address space. Above the bottom entry lies the address of
  *   glue that uses the jump cache; a guard page below makes the handler of
- *   SIGSEGV throw the older entries away. A dead block's landings may remain:
- *   its exits look up their targets. bt_cache_flush() empties both stacks.
+ *   SIGSEGV throw the older entries away. A dead block's landings may remain,
+ *   but always use the jump cache. bt_cache_flush() empties both stacks.
  *
  * Everything is private to the vCPU's thread, signal handler included; other
  * vCPUs reach in through sync.c.
@@ -41,8 +49,13 @@
 #include "bt.h"
 
 #define BT_MAX_INSNS 64
-#define BT_MAX_GROUPS 16 /* accesses that share a look-up, in one block: gen_group.c */
+#define BT_MAX_GROUPS 40 /* accesses that share a look-up, in one block: gen_group.c */
 #define BT_MAX_BRANCHES 4 /* conditional ones that a block goes on after */
+#define BT_MAX_CALLS 4    /* likewise */
+#define BT_MAX_TRACED 8   /* branches of a trace */
+#define BT_HOT 2u         /* kicks that found an exit taken, until it is followed */
+#define BT_TRACE 0x100u   /* with the branches that a block follows: it is a trace, and goes on over jumps and calls */
+#define BT_NO_BRANCH 15u
 /* Hot and cold code: room for some 300,000 blocks, a compiler and a kernel. All vCPUs' share the low 2 GiB. */
 #define BT_CODE_BYTES(vcpus) ((vcpus) <= 8 ? 40u << 20 : 20u << 20)
 #define BT_MAX_BLOCKS (512u * 1024)
@@ -72,6 +85,7 @@ struct bt_block {
     uint32_t recipes; /* first index */
     uint32_t relocs, pa_next; /* what a copy elsewhere must put right, the next one that can be copied: relocate.c */
     uint16_t n_relocs;
+    uint16_t follow; /* conditional branches, by number, that the block follows to their targets; BT_TRACE */
 };
 struct bt_kept_reloc {
     uint16_t off;
@@ -87,9 +101,10 @@ struct bt_exit {
     uint32_t site;   /* rel32 field, or the jmp r15 */
     uint32_t stub;   /* where it goes unchained */
     uint32_t from, to, in_next;
-    uint8_t kind, flags_by_fn;
-    uint8_t alt;   /* from the stub to another one, for good: by the jump cache; 0: none */
-    uint8_t plain; /* to the plain twin: gen_group.c */
+    uint8_t kind;
+    uint8_t flags_by_fn : 1, plain : 1 /* to the plain twin: gen_group.c */, branch : 4 /* number of the conditional branch */;
+    uint8_t alt;  /* from the stub to another one, for good: by the jump cache; 0: none */
+    uint8_t heat; /* so many kicks until it is followed; 0: never */
 };
 /* From host address to guest instruction: sorted by host within a block, hot
  * entries first, then cold ones. */
@@ -166,7 +181,7 @@ void bt_cache_flush(struct bt_vcpu *c);
 void bt_cache_make_room(struct bt_vcpu *c); /* flush, and forget code pages too */
 struct bt_block *bt_block_find(struct bt_vcpu *c, uint64_t pa, uint64_t rip, uint32_t mode, uint64_t cs_base);
 /* Make one; raises #PF when code cannot be fetched. translate.c */
-struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, uint64_t pa, const uint8_t *host);
+struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, uint64_t pa, const uint8_t *host, unsigned follow);
 void bt_block_insert(struct bt_vcpu *c, struct bt_block *b);
 void bt_block_drop(struct bt_vcpu *c, struct bt_block *b);
 void bt_chain(struct bt_vcpu *c, uint32_t exit, struct bt_block *to);

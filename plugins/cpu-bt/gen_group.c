@@ -324,7 +324,8 @@ static unsigned earlier(const struct trans *t, const struct group *g)
     uint32_t regs = (g->base >= 0 && g->base < 16 ? 1u << g->base : 0) | (g->index >= 0 ? 1u << g->index : 0);
     for (unsigned i = g->first; i-- > 0;) {
         const struct insn *x = &t->insn[i];
-        if (x->kind == K_OP || x->kind == K_SWAPGS || x->kind == K_JCC || (x->gpr_wr & regs))
+        if (x->kind == K_OP || x->kind == K_SWAPGS || x->kind == K_JCC || x->kind == K_CALL || x->kind == K_CALL_IND ||
+            (x->gpr_wr & regs))
             break;
         if (!live_before(x))
             return i;
@@ -348,6 +349,8 @@ void group_plan(struct trans *t)
         }
         accesses(t, i);
         writes(t, x);
+        if (x->kind == K_CALL || x->kind == K_CALL_IND) /* other blocks have their own look-ups */
+            close_all(t);
     }
     for (unsigned i = 0; i < t->n_groups; i++) {
         struct group *g = &t->group[i];

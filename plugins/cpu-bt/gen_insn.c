@@ -7,7 +7,7 @@
 #include "trans.h"
 
 /* --- control --------------------------------------------------------------------------------- */
-static uint64_t branch_target(struct trans *t, struct insn *x)
+uint64_t insn_target(const struct trans *t, const struct insn *x)
 {
     uint64_t a = x->rip + x->d.length + (uint64_t)x->d.raw.imm[0].value.s;
     if (t->code64)
@@ -47,9 +47,9 @@ static bool in_thunk(const struct trans *t, const struct insn *x)
 {
     return t->code64 && x > t->insn && x[-1].d.length == 4 && is_thunk(x[-1].bytes);
 }
-static bool calls_thunk(const struct trans *t, const struct insn *x, uint64_t target)
+bool insn_calls_thunk(const struct trans *t, const struct insn *x)
 {
-    uint64_t lin = target + t->cs_base, here = t->rip + t->cs_base;
+    uint64_t target = insn_target(t, x), lin = target + t->cs_base, here = t->rip + t->cs_base;
     if (target == next_rip(t, x)) /* it wants to know where it is */
         return true;
     return t->code64 && !((lin ^ here) >> 12) && (lin & 0xfff) <= 4096 - 4 && is_thunk(t->host + (int64_t)(lin - here));
@@ -63,7 +63,7 @@ static void gen_ret(struct trans *t, struct insn *x)
     gen_load_mem(t, H_R14, size);
     gen_sp_add(t, (int)size + extra);
     if (in_thunk(t, x))
-        gen_exit_indirect(t, 0);
+        gen_exit_indirect(t, 0, false);
     else
         gen_exit_ret(t);
 }
@@ -72,7 +72,7 @@ static void gen_loop(struct trans *t, struct insn *x)
 {
     struct bt_emit *e = &t->e;
     unsigned aw = x->d.address_width;
-    uint64_t target = branch_target(t, x), next = next_rip(t, x);
+    uint64_t target = insn_target(t, x), next = next_rip(t, x);
     bool loop = x->d.mnemonic == ZYDIS_MNEMONIC_LOOP || x->d.mnemonic == ZYDIS_MNEMONIC_LOOPE ||
                 x->d.mnemonic == ZYDIS_MNEMONIC_LOOPNE;
     bool zf = x->d.mnemonic == ZYDIS_MNEMONIC_LOOPE || x->d.mnemonic == ZYDIS_MNEMONIC_LOOPNE;
@@ -95,7 +95,7 @@ static void gen_loop(struct trans *t, struct insn *x)
     if (aw == 16)
         e_mov_rr(e, H_RCX, H_R15);
     if (zf) {
-        gen_exit_jcc(t, x->d.mnemonic == ZYDIS_MNEMONIC_LOOPE ? CC_E : CC_NE, target);
+        gen_exit_jcc(t, x->d.mnemonic == ZYDIS_MNEMONIC_LOOPE ? CC_E : CC_NE, target, NULL);
         gen_exit(t, next);
     } else {
         gen_exit(t, loop ? target : next);
@@ -186,28 +186,34 @@ void gen_insn(struct trans *t, struct insn *x)
     }
     case K_JCC: {
         gen_flags_restore(t);
-        gen_exit_jcc(t, jcc_code(x), branch_target(t, x));
+        if (x->follow)
+            gen_exit_jcc(t, jcc_code(x) ^ 1, next_rip(t, x), NULL);
+        else
+            gen_exit_jcc(t, jcc_code(x), insn_target(t, x), x->count ? x : NULL);
         break;
     }
-    case K_JMP: gen_exit(t, branch_target(t, x)); break;
+    case K_JMP:
+        if (!x->goes_on)
+            gen_exit(t, insn_target(t, x));
+        break;
     case K_CALL:
         push_return(t, x);
-        if (calls_thunk(t, x, branch_target(t, x)))
-            gen_exit(t, branch_target(t, x));
+        if (insn_calls_thunk(t, x))
+            gen_exit(t, insn_target(t, x));
         else
-            gen_exit_call(t, branch_target(t, x), next_rip(t, x));
+            gen_exit_call(t, insn_target(t, x), next_rip(t, x), x->goes_on);
         break;
     case K_RET: gen_ret(t, x); break;
     case K_JMP_IND:
         load_target(t, x);
-        gen_exit_indirect(t, 0);
+        gen_exit_indirect(t, 0, false);
         break;
     case K_CALL_IND:
         load_target(t, x);
         e_store(e, H_R14, &c->tmp[3]);
         push_return(t, x);
         e_load(e, H_R14, &c->tmp[3]);
-        gen_exit_indirect(t, next_rip(t, x));
+        gen_exit_indirect(t, next_rip(t, x), x->goes_on);
         break;
     case K_LOOP: gen_loop(t, x); break;
     }

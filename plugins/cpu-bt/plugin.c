@@ -579,6 +579,7 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
         S(chains, "links");
         S(dispatches, "times");
         S(jc_miss, "times");
+        S(traces, "times");
         S(c_ops, "times");
         S(slow_accesses, "times");
         fn(opaque, g, "tlb_misses_kernel", c->st.tlb_miss[0], "times");

@@ -103,6 +103,7 @@ static void move_exits(struct bt_vcpu *c, const struct move *m, const struct bt_
         if (x->kind == BT_EXIT_DIRECT) {
             x->target += m->rip;
             e_patch32(site, x->stub);
+            x->heat = x->heat ? BT_HOT : 0;
             continue;
         }
         bt_exit_open(k, x);

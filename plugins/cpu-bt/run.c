@@ -157,6 +157,27 @@ uint64_t bt_next_c(struct bt_vcpu *c)
     return b->ind;
 }
 
+/* Exit x of block `from` is taken often, it seems: make the block anew, so that it goes on there. */
+static void trace(struct bt_vcpu *c, struct bt_exit *x, struct bt_block *from)
+{
+    x->heat = BT_HOT;
+    if (from->dead || from->mode != c->mode || !bt_cache_room(c))
+        return;
+    const uint8_t *host = (const uint8_t *)(bt_phys_page(c->vm, from->pa) & ~(uintptr_t)0xfff) + (from->pa & 0xfff);
+    unsigned bit = 1u << x->branch, follow = from->follow;
+    if (x->branch != BT_NO_BRANCH)
+        follow = (follow & (bit - 1)) | bit; /* the other branches behind it will be others */
+    follow |= BT_TRACE;
+    if (follow == from->follow) { /* all that it can be */
+        x->heat = 0;
+        return;
+    }
+    bt_fp_save(c);
+    bt_block_drop(c, from);
+    bt_translate(c, from->rip, from->mode, from->pa, host, follow);
+    c->st.traces++;
+}
+
 uint64_t bt_exit_c(struct bt_vcpu *c, uint32_t exit)
 {
     struct bt_cache *k = c->cache;
@@ -164,8 +185,11 @@ uint64_t bt_exit_c(struct bt_vcpu *c, uint32_t exit)
     struct bt_block *from = &k->blocks[x->from];
     c->rip = x->target;
     c->cur_exit = BT_X_DONE;
-    if (must_leave(c))
+    if (must_leave(c)) {
+        if (x->heat && x->to && !--x->heat) /* chained: it is a kick that brings us here */
+            trace(c, x, from);
         return k->stub_leave;
+    }
     struct bt_block *b = find(c, c->mode | (x->plain ? BT_MODE_PLAIN : 0));
     bool usual = !from->dead && (from->mode & ~BT_MODE_PLAIN) == c->mode;
     if (!b) {
@@ -470,7 +494,7 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         bt_fp_save(c);
         if (!bt_cache_room(c))
             bt_cache_make_room(c);
-        b = bt_translate(c, c->rip, mode, pa, host);
+        b = bt_translate(c, c->rip, mode, pa, host, 0);
         /* an interrupt may have come between the exit and us: then this is not its target */
         if (k->chain_exit && !special && k->exits[k->chain_exit].target == b->rip &&
             (k->blocks[k->exits[k->chain_exit].from].mode & ~BT_MODE_PLAIN) == c->mode &&

@@ -76,6 +76,10 @@ struct insn {
     uint32_t gpr_wr; /* guest registers it writes */
     bool direct; /* its operands need no look-up */
     uint8_t group, stack_group; /* number + 1 of its memory operand's, its stack access's */
+    bool goes_on;    /* a JMP whose target, a CALL whose continuation is the next one in the block */
+    bool follow;     /* the same of a JCC's target */
+    bool count;      /* it may be followed some day */
+    uint8_t branch;  /* its number in the block */
 };
 
 enum cold_type { COLD_SLOW, COLD_EXIT, COLD_IRQ, COLD_CAREFUL, COLD_ENTRY, COLD_GUARD };
@@ -111,7 +115,8 @@ struct trans {
     uint64_t rip, cs_base;
     const uint8_t *host; /* of the first instruction's bytes */
     struct insn insn[BT_MAX_INSNS + 2];
-    unsigned n;
+    unsigned n, n_calls, n_branches;
+    uint16_t follow; /* for struct bt_block */
     struct cold cold[BT_MAX_COLD];
     unsigned n_cold;
     struct bt_map_entry map[BT_MAX_INSNS + 1 + BT_MAX_COLD];
@@ -238,13 +243,15 @@ void gen_moffs(struct trans *t, struct insn *x);
 void gen_op(struct trans *t, struct insn *x);
 /* gen_insn.c */
 void gen_insn(struct trans *t, struct insn *x);
+uint64_t insn_target(const struct trans *t, const struct insn *x); /* of a direct jump or call */
+bool insn_calls_thunk(const struct trans *t, const struct insn *x); /* a CALL whose RET goes elsewhere */
 /* translate.c */
 void gen_exit(struct trans *t, uint64_t target); /* direct */
 uint32_t trans_exit_plain(struct trans *t); /* to the current instruction, in the plain twin; the caller emits it */
-void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target);
-/* r14 = target. For a CALL, next is where it returns to, else 0. */
-void gen_exit_indirect(struct trans *t, uint64_t next);
-void gen_exit_call(struct trans *t, uint64_t target, uint64_t next);
+void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target, const struct insn *counted); /* or NULL */
+/* r14 = target. For a CALL, next is where it returns to, else 0; where it goes on, the block's code follows. */
+void gen_exit_indirect(struct trans *t, uint64_t next, bool goes_on);
+void gen_exit_call(struct trans *t, uint64_t target, uint64_t next, bool goes_on);
 void gen_exit_ret(struct trans *t); /* r14 = target */
 static inline uint64_t next_rip(const struct trans *t, const struct insn *x)
 {

@@ -7,6 +7,7 @@
 #include "cpu_model.h"
 #include "perf_map.h"
 #include "trans.h"
+#include <assert.h>
 #include <stdlib.h>
 
 void bt_codepage_mark(struct bt_vcpu *c, uint64_t pa, unsigned len);
@@ -78,7 +79,7 @@ static void compare_rip(struct bt_emit *e, uint64_t rip)
 static bool predicts_returns(const struct trans *t) { return !(t->mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE)); }
 
 /* Where the RET of a CALL comes to; flags are by flags_fn. */
-static void landing(struct trans *t, uint64_t next)
+static void landing(struct trans *t, uint64_t next, bool goes_on)
 {
     struct bt_emit *e = &t->e;
     compare_rip(e, next);
@@ -89,7 +90,8 @@ static void landing(struct trans *t, uint64_t next)
     t->in_fn = true;
     t->again.kind = AGAIN_NONE;
     t->r15_group = 0;
-    gen_exit(t, next);
+    if (!goes_on)
+        gen_exit(t, next);
 }
 
 static void indirect(struct trans *t, struct bt_emit *e, unsigned kind, uint64_t target)
@@ -118,19 +120,22 @@ static void direct(struct trans *t, uint64_t target, unsigned opcode)
     x->exit = i;
     x->save_flags = t->in_reg;
     x->far = is_far(t, target);
+    if (t->cur && t->cur->count && (t->cur->kind == K_JMP || target == next_rip(t, t->cur)))
+        t->k->exits[i].heat = BT_HOT; /* not a CALL's own */
+    t->k->exits[i].branch = BT_NO_BRANCH;
 }
 
 void gen_exit(struct trans *t, uint64_t target) { direct(t, target, 0xe9); }
 
-void gen_exit_call(struct trans *t, uint64_t target, uint64_t next)
+void gen_exit_call(struct trans *t, uint64_t target, uint64_t next, bool goes_on)
 {
     bool call = predicts_returns(t);
     direct(t, target, call ? 0xe8 : 0xe9);
     if (call)
-        landing(t, next);
+        landing(t, next, goes_on);
 }
 
-void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target)
+void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target, const struct insn *counted)
 {
     uint8_t *site = e_jcc(&t->e, cc, 0);
     uint32_t i = new_exit(t, BT_EXIT_DIRECT, site, target);
@@ -138,9 +143,13 @@ void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target)
     x->exit = i;
     x->save_flags = t->in_reg;
     x->far = is_far(t, target);
+    if (counted) {
+        t->k->exits[i].branch = counted->branch & 15;
+        t->k->exits[i].heat = BT_HOT;
+    }
 }
 
-void gen_exit_indirect(struct trans *t, uint64_t next)
+void gen_exit_indirect(struct trans *t, uint64_t next, bool goes_on)
 {
     struct bt_emit *e = &t->e;
     bool call = next && predicts_returns(t);
@@ -150,13 +159,13 @@ void gen_exit_indirect(struct trans *t, uint64_t next)
     e_r_sib(e, 0, 0x8b, H_R15, -1, H_R15, 2, (int32_t)e_abs(t->c->jc[t->cpl3]));
     indirect(t, e, call ? BT_EXIT_CALL : BT_EXIT_INDIRECT, 0);
     if (call)
-        landing(t, next);
+        landing(t, next, goes_on);
 }
 
 void gen_exit_ret(struct trans *t)
 {
     if (!predicts_returns(t)) {
-        gen_exit_indirect(t, 0);
+        gen_exit_indirect(t, 0, false);
         return;
     }
     gen_flags_lazy(t);
@@ -166,6 +175,8 @@ void gen_exit_ret(struct trans *t)
 /* --- decoding --------------------------------------------------------------------- */
 static bool ends_block(const struct insn *x)
 {
+    if (x->goes_on)
+        return false;
     switch (x->kind) {
     case K_JMP: case K_CALL: case K_RET: case K_JMP_IND: case K_CALL_IND: case K_LOOP:
         return true;
@@ -205,16 +216,68 @@ static void fix_pause(const struct trans *t, const ZydisDecoder *dec, struct ins
     ZydisDecoderDecodeFull(dec, x->bytes, x->d.length, &x->d, x->op);
 }
 
+static bool traces(const struct trans *t) { return predicts_returns(t) && !t->plain; }
+static bool is_ahead(const struct trans *t, uint64_t target, unsigned at, unsigned room)
+{
+    return same_page(t, target) && target - t->rip >= at && target - t->rip < room;
+}
+
+/* Can the block go on behind x? *at: there. A block goes on behind a JCC either way. */
+static bool goes_on(struct trans *t, struct insn *x, unsigned room, unsigned *at)
+{
+    uint64_t target;
+    switch (x->kind) {
+    case K_JMP:
+        target = insn_target(t, x);
+        if (!is_ahead(t, target, *at, room))
+            return false;
+        x->count = traces(t) && !(t->follow & BT_TRACE);
+        if (!(t->follow & BT_TRACE))
+            return false;
+        *at = (unsigned)(target - t->rip);
+        return true;
+    case K_JCC:
+        target = insn_target(t, x);
+        if (x->branch >= BT_MAX_TRACED || !traces(t) || !is_ahead(t, target, *at, room))
+            return false;
+        x->follow = t->follow >> x->branch & 1;
+        x->count = !x->follow;
+        if (x->follow)
+            *at = (unsigned)(target - t->rip);
+        return false;
+    case K_CALL:
+        if (insn_calls_thunk(t, x))
+            return false;
+        /* fall through */
+    case K_CALL_IND:
+        if (*at >= room || !traces(t))
+            return false;
+        x->count = !(t->follow & BT_TRACE);
+        return !x->count && ++t->n_calls <= BT_MAX_CALLS;
+    default: return false;
+    }
+}
+
+static uint64_t decode(struct trans *t, uint64_t pa, const uint8_t *host);
+
 /* Fills t->insn; returns the page of the tail if the block straddles, else 0. */
 static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
+{
+    uint64_t pa2 = decode(t, pa, host);
+    t->insn[t->n - 1].goes_on = t->insn[t->n - 1].follow = false; /* it did not */
+    return pa2;
+}
+
+static uint64_t decode(struct trans *t, uint64_t pa, const uint8_t *host)
 {
     struct bt_vcpu *c = t->c;
     const ZydisDecoder *dec = t->code64 ? &t->dec64 : t->code32 ? &t->dec32 : &t->dec16;
     unsigned room = 4096 - (unsigned)(pa & 0xfff), at = 0;
-    unsigned max = t->mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE) ? 1 : BT_MAX_INSNS, branches = 0;
+    unsigned max = t->mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE) ? 1 : BT_MAX_INSNS;
+    unsigned branches = t->follow & BT_TRACE ? BT_MAX_TRACED : BT_MAX_BRANCHES;
     uint64_t pa2 = 0;
     bool last = false;
-    t->n = 0;
+    t->n = t->n_calls = t->n_branches = 0;
     while (t->n < max && at < room) {
         struct insn *x = &t->insn[t->n];
         unsigned here = room - at < 15 ? room - at : 15;
@@ -222,6 +285,7 @@ static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
         memset(x->bytes, 0, sizeof(x->bytes));
         memcpy(x->bytes, host + at, here);
         x->rip = t->code64 ? t->rip + at : (uint32_t)(t->rip + at);
+        x->goes_on = x->follow = x->count = false;
         bool stop = c->dbg.any_exec && bt_debug_stops_at(c, x->rip + t->cs_base);
         if (stop && t->n)
             break;
@@ -257,7 +321,10 @@ static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
         trans_classify(t, x);
         at += x->d.length;
         t->n++;
-        if (ends_block(x) || last || (x->kind == K_JCC && ++branches == BT_MAX_BRANCHES))
+        if (x->kind == K_JCC)
+            x->branch = (uint8_t)t->n_branches++;
+        x->goes_on = !last && t->n < max && goes_on(t, x, room, &at);
+        if (ends_block(x) || last || (x->kind == K_JCC && t->n_branches == branches))
             break;
         if (x->kind == K_STI) {
             /* exactly one more instruction, then interrupts may come */
@@ -279,8 +346,10 @@ static void liveness(struct trans *t)
 {
     uint32_t live = ALL_FLAGS;
     for (unsigned i = t->n; i-- > 0;) {
-        t->insn[i].live_after = live;
-        live = t->insn[i].kind == K_JCC ? ALL_FLAGS : live_before(&t->insn[i]); /* of a side exit nothing is known */
+        struct insn *x = &t->insn[i];
+        bool call = x->kind == K_CALL || x->kind == K_CALL_IND;
+        x->live_after = call ? ALL_FLAGS : live;
+        live = call || x->kind == K_JCC ? ALL_FLAGS : live_before(x); /* of an exit nothing is known */
     }
 }
 
@@ -405,7 +474,10 @@ static bool flags_read_first(const struct trans *t)
             return x->kind != K_OP;
         switch (x->kind) {
         case K_NOP: case K_LEA: case K_CLI: case K_STD: case K_CLD: continue;
-        case K_JMP: return true;
+        case K_JMP:
+            if (x->goes_on)
+                continue;
+            return true;
         case K_GENERIC:
             for (unsigned j = 0; j < x->d.operand_count; j++)
                 if (x->op[j].type == ZYDIS_OPERAND_TYPE_MEMORY)
@@ -436,7 +508,8 @@ static void entry(struct trans *t)
     }
 }
 
-struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, uint64_t pa, const uint8_t *host)
+struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, uint64_t pa, const uint8_t *host,
+                              unsigned follow)
 {
     struct trans *t = c->trans;
     struct bt_cache *k = c->cache;
@@ -451,6 +524,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     t->flat = (mode & BT_MODE_FLAT) != 0;
     t->rip = rip;
     t->host = host;
+    t->follow = (uint16_t)follow;
     t->cs_base = t->code64 ? 0 : c->seg_base[BT_CS];
     t->n_cold = t->n_map = 0;
     t->rsp_bias = 0;
@@ -478,6 +552,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     b->pa2 = pa2;
     b->mode = mode;
     b->cs_base = t->cs_base;
+    b->follow = t->follow;
     b->exits = k->n_exits;
     b->recipes = k->n_recipes;
     b->cold = e_abs(k->cold_p);

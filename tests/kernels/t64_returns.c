@@ -421,6 +421,41 @@ static void other_pages(void)
     WRITE_REG("cr4", READ_REG("cr4") & ~(tk_word)(1 << 17));
 }
 
+/* Paths over taken branches, jumps and calls get hot under a fast timer, change direction, and are then rewritten. */
+extern uint8_t hot_a[], hot_b[], hot_c[];
+static void hot_paths(void)
+{
+    bool good = true, turned = true, rewritten = true;
+    APIC(0x320) = 0x40 | 1 << 17;
+    APIC(0x380) = 9973;
+    for (uint32_t round = 1; round < 40; round++) {
+        uint32_t want = 0;
+        uint64_t sum = 0, n = 40000, mask = round & 8 ? 0 : 4; /* which way the branch mostly goes */
+        uint32_t a = 3 * round, b = 5 * round, c = 7 * round;
+        memcpy(hot_a + 1, &a, 4);
+        memcpy(hot_b + 1, &b, 4);
+        memcpy(hot_c + 1, &c, 4);
+        for (uint64_t i = n; i; i--)
+            want += ((i & 63 ? mask : 4 - mask) ? a : b) + c + 2; /* one by INC or by ADC */
+        __asm__ volatile("sti\n 1: mov %2, %%rdx\n test $63, %b1\n jnz 2f\n xor $4, %%rdx\n 2: test $4, %%dl\n jnz 4f\n"
+                         ".globl hot_b\n hot_b: mov $0, %%eax\n jmp 5f\n ud2\n"
+                         ".globl hot_a\n 4: hot_a: mov $0, %%eax\n"
+                         "5: push %%rax\n mov %1, %%rax\n xor %%edx, %%edx\n mov $3, %%ecx\n div %%rcx\n pop %%rax\n cmp $1, %%edx\n"
+                         "call 7f\n add %%rax, %0\n dec %1\n jnz 1b\n jmp 9f\n"
+                         "7: jnc 8f\n inc %%eax\n 8: cmc\n adc $0, %%eax\n sbb $0, %%eax\n inc %%eax\n"
+                         ".globl hot_c\n hot_c: mov $0, %%ecx\n add %%ecx, %%eax\n ret\n 9: cli"
+                         : "+r"(sum), "+r"(n) : "r"(mask) : "rax", "rcx", "rdx", "cc", "memory");
+        bool ok = (uint32_t)sum == want;
+        good &= ok || round >= 8;
+        turned &= ok || (round & 7);
+        rewritten &= ok;
+    }
+    APIC(0x320) = 1 << 16;
+    CHECK(good, "hot-paths");
+    CHECK(turned, "hot-paths-that-turn");
+    CHECK(rewritten, "hot-paths-rewritten");
+}
+
 void tk_main(void)
 {
     deep();
@@ -429,6 +464,7 @@ void tk_main(void)
     cut_back();
     coroutines();
     preempted();
+    hot_paths();
     rewritten();
     remapped();
     other_pages();
