@@ -175,6 +175,9 @@ static bool map(struct kdirect *kd, struct kd_region *r, uint64_t host, uint64_t
         unmap((uint64_t)at, n);
         return false;
     }
+    /* As of guest RAM's own mapping. */
+    sys6(SYS_madvise, at, (long)n, MADV_DONTDUMP, 0, 0, 0);
+    sys6(SYS_madvise, at, (long)n, MADV_DONTFORK, 0, 0, 0);
     count(kd, r, 1);
     return true;
 }
@@ -473,16 +476,27 @@ static bool guest_at(const struct bt_vcpu *c, uint64_t lo, uint64_t hi)
     return false;
 }
 
-static void conflict_off(struct bt_vcpu *c, struct kdirect *kd)
+static void tier_off(struct bt_vcpu *c, struct kdirect *kd, const char *why)
 {
     if (!atomic_exchange(&kd->active, false))
         return;
     uint64_t all = c->vm->n_vcpus == 64 ? ~0ull : (1ull << c->vm->n_vcpus) - 1;
-    kd->why_off = "the guest's kernel maps addresses where this process has memory";
+    kd->why_off = why;
     atomic_store(&kd->say, true);
     bt_kick(c, BT_PEND_KICK); /* to where it can be said: bt_kd_start() */
     /* The window stays where it is until the last block that uses it is left. */
     bt_sync_request(c->vm, NULL, all, BT_SYNC_FLUSH, 0, 0, false);
+}
+
+static void conflict_off(struct bt_vcpu *c, struct kdirect *kd)
+{
+    tier_off(c, kd, "the guest's kernel maps addresses where this process has memory");
+}
+/* What it costs to take pages out for each program, which do not see the kernel's, is more than the tier gains. */
+static void isolated_off(struct bt_vcpu *c, struct kdirect *kd)
+{
+    if (kd->local_drops > MAX_LOCAL_DROPS)
+        tier_off(c, kd, "the guest's kernel hides its memory from programs by page tables of their own");
 }
 
 static bool conflict(const struct bt_vcpu *c, struct kdirect *kd, bool deep)
@@ -535,7 +549,7 @@ static bool local_may(const struct bt_vcpu *c, struct kdirect *kd, uint64_t a)
 {
     unsigned i = a >> 39 & 255;
     uint64_t e = pml4e_of(c, a);
-    if (kd->local_drops > MAX_LOCAL_DROPS || (kd->local_regions[i] && kd->local_pml4e[i] != e))
+    if ((kd->local_regions[i] && kd->local_pml4e[i] != e))
         return false;
     kd->local_pml4e[i] = e;
     atomic_fetch_add(&kd->n_local, 1);
@@ -729,6 +743,28 @@ void bt_kd_invlpg(struct bt_vcpu *c, uint64_t lin)
     unlock(kd);
 }
 
+/* Other tables are behind an entry of the root: does what is there agree with the new ones? */
+static void part_check(struct bt_vcpu *c, struct kdirect *kd, unsigned part)
+{
+    uint64_t before = c->st.kd_unmaps;
+    for (uint32_t i = 1; i < kd->n_regions && kd->local_regions[part]; i++)
+        if ((kd->regions[i].va >> 39 & 255) == part)
+            region_check(c, kd, &kd->regions[i], true);
+    if (kd->local_regions[part] && !roots_agree(c, (uint64_t)(part + 256) << 39)) /* another vCPU's tables may change alone */
+        for (uint32_t i = 1; i < kd->n_regions; i++)
+            if ((kd->regions[i].va >> 39 & 255) == part && kd->regions[i].n_local)
+                region_out(c, kd, &kd->regions[i]);
+    kd->local_pml4e[part] = pml4e_of(c, (uint64_t)(part + 256) << 39);
+    kd->local_drops += (uint32_t)(c->st.kd_unmaps - before);
+}
+
+static void parts_check(struct bt_vcpu *c, struct kdirect *kd)
+{
+    for (unsigned i = 0; i < 256; i++)
+        if (kd->local_regions[i] && kd->local_pml4e[i] != pml4e_of(c, (uint64_t)(i + 256) << 39))
+            part_check(c, kd, i);
+}
+
 void bt_kd_flush(struct bt_vcpu *c, bool global)
 {
     struct kdirect *kd = c->vm->kd;
@@ -747,23 +783,15 @@ void bt_kd_flush(struct bt_vcpu *c, bool global)
     bool off = false;
     if (global || atomic_load(&kd->n_local)) {
         lock(kd);
+        parts_check(c, kd);
         for (uint32_t i = 1; i < kd->n_regions; i++)
             region_check(c, kd, &kd->regions[i], !global);
         off = global && conflict(c, kd, true);
         unlock(kd);
     }
+    isolated_off(c, kd);
     if (off || conflict(c, kd, false))
         conflict_off(c, kd);
-}
-
-/* Other tables are behind an entry of the root: does what is there agree with the new ones? */
-static void part_check(struct bt_vcpu *c, struct kdirect *kd, unsigned part)
-{
-    uint64_t before = c->st.kd_unmaps;
-    for (uint32_t i = 1; i < kd->n_regions && kd->local_regions[part]; i++)
-        if ((kd->regions[i].va >> 39 & 255) == part)
-            region_check(c, kd, &kd->regions[i], true);
-    kd->local_drops += (uint32_t)(c->st.kd_unmaps - before);
 }
 
 void bt_kd_switch(struct bt_vcpu *c, bool keep)
@@ -778,10 +806,9 @@ void bt_kd_switch(struct bt_vcpu *c, bool keep)
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&kd->n_local)) {
         lock(kd);
-        for (unsigned i = 0; i < 256; i++)
-            if (kd->local_regions[i] && kd->local_pml4e[i] != pml4e_of(c, ((uint64_t)i << 39) | 1ull << 63))
-                part_check(c, kd, i);
+        parts_check(c, kd);
         unlock(kd);
+        isolated_off(c, kd);
     }
     if (conflict(c, kd, false))
         conflict_off(c, kd);
