@@ -37,8 +37,8 @@ static void set_written(const struct bt_vm *vm, uint64_t pa, unsigned n)
 {
     for (unsigned i = 0; i < n; i++, pa += 4096) {
         struct bt_page_chunk *ch = bt_chunk(vm, pa);
-        if (ch)
-            atomic_store_explicit(&ch->written[bt_chunk_page(pa)], 1, memory_order_relaxed);
+        if (ch && !(atomic_load_explicit(&ch->written[bt_chunk_page(pa)], memory_order_relaxed) & BT_WRITTEN_WINDOW))
+            atomic_fetch_or_explicit(&ch->written[bt_chunk_page(pa)], BT_WRITTEN_WINDOW, memory_order_relaxed);
     }
 }
 
