@@ -67,8 +67,8 @@ static bool clean_run(const struct bt_vm *vm, uint64_t pa, uint64_t *lo, uint64_
     return true;
 }
 
-static enum bt_kd_verdict place_large(struct bt_vcpu *c, struct kdirect *kd, struct kd_region *r, const struct kd_leaf *l,
-                                      bool write)
+static enum bt_kd_verdict place_large(struct bt_vcpu *c, struct kdirect *kd, struct kd_region *r,
+                                      const struct kd_leaf *l, bool write)
 {
     uint64_t pa0 = l->pa & ~(KD_REGION - 1), base = kd_window(r->va);
     if (r->shift && (r->shift != l->shift || r->pa != pa0 || !r->n_local != l->global))
@@ -101,8 +101,8 @@ static enum bt_kd_verdict place_large(struct bt_vcpu *c, struct kdirect *kd, str
 }
 
 /* Can page i of the region's guest table go along with l's, d pages further? */
-static bool goes_along(const struct bt_vcpu *c, const struct kd_leaf *l, const uint64_t *table, bool wr, unsigned i, int d,
-                       const struct hvx_mem_slot *s)
+static bool goes_along(const struct bt_vcpu *c, const struct kd_leaf *l, const uint64_t *table, bool wr, unsigned i,
+                       int d, const struct hvx_mem_slot *s)
 {
     struct kd_leaf n = {.shift = 12};
     uint64_t e = kd_entry(table + i), pa = l->pa + (uint64_t)((int64_t)d << 12);

@@ -120,14 +120,16 @@ static void region_check(struct bt_vcpu *c, struct kdirect *kd, struct kd_region
         table_check(c, kd, r, -1, local_only);
         return;
     }
-    if (!kd_descend(c, r->va, &l) || l.shift != r->shift || l.pa != r->pa || (r->rw && !l.rw) || !r->n_local != l.global)
+    if (!kd_descend(c, r->va, &l) || l.shift != r->shift || l.pa != r->pa || (r->rw && !l.rw) ||
+        !r->n_local != l.global)
         kd_region_out(c, kd, r);
 }
 
 void bt_kd_mapped(struct bt_vcpu *c, uint64_t lin)
 {
     struct kdirect *kd = c->vm->kd;
-    if (atomic_load_explicit(&kd->active, memory_order_relaxed) && kd_reachable(lin) && bt_long_mode(c) && kd_is_own(kd, kd_window(lin), 4096))
+    if (atomic_load_explicit(&kd->active, memory_order_relaxed) && kd_reachable(lin) && bt_long_mode(c) &&
+        kd_is_own(kd, kd_window(lin), 4096))
         kd_conflict_off(c, kd);
 }
 
@@ -165,7 +167,8 @@ static void part_check(struct bt_vcpu *c, struct kdirect *kd, unsigned part)
     for (uint32_t i = 1; i < kd->n_regions && kd->local_regions[part]; i++)
         if ((kd->regions[i].va >> 39 & 255) == part)
             region_check(c, kd, &kd->regions[i], true);
-    if (kd->local_regions[part] && !kd_roots_agree(c, (uint64_t)(part + 256) << 39)) /* another vCPU's tables may change alone */
+    /* Do they not, another vCPU's tables may change alone. */
+    if (kd->local_regions[part] && !kd_roots_agree(c, (uint64_t)(part + 256) << 39))
         for (uint32_t i = 1; i < kd->n_regions; i++)
             if ((kd->regions[i].va >> 39 & 255) == part && kd->regions[i].n_local)
                 kd_region_out(c, kd, &kd->regions[i]);

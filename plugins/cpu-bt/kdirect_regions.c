@@ -111,7 +111,8 @@ bool kd_protect(struct kdirect *kd, struct kd_region *r, uint64_t host, uint64_t
     return kd_sys(SYS_mprotect, (long)host, (long)n, rw ? PROT_READ | PROT_WRITE : PROT_READ, 0, 0, 0) == 0;
 }
 /* Where something else is, nothing is placed. */
-bool kd_map(struct kdirect *kd, struct kd_region *r, uint64_t host, uint64_t n, bool rw, const struct hvx_mem_slot *s, uint64_t pa)
+bool kd_map(struct kdirect *kd, struct kd_region *r, uint64_t host, uint64_t n, bool rw,
+            const struct hvx_mem_slot *s, uint64_t pa)
 {
     long at = kd_sys(SYS_mmap, (long)host, (long)n, rw ? PROT_READ | PROT_WRITE : PROT_READ,
                   MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_NORESERVE, s->fd, (long)(s->fd_offset + (pa - s->gpa)));

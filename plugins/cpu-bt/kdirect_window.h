@@ -90,7 +90,8 @@ static inline long kd_sys(long nr, long a, long b, long c, long d, long e, long 
     register long r10 __asm__("r10") = d;
     register long r8 __asm__("r8") = e;
     register long r9 __asm__("r9") = f;
-    __asm__ volatile("syscall" : "=a"(ret) : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
+    __asm__ volatile("syscall" : "=a"(ret) : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
     return ret;
 }
 
@@ -121,7 +122,8 @@ struct kd_gib *kd_gib_of(struct kdirect *kd, uint64_t a, bool create);
 struct kd_region *kd_region_of(struct kdirect *kd, uint64_t a, bool create);
 void kd_unmap(uint64_t host, uint64_t n);
 bool kd_protect(struct kdirect *kd, struct kd_region *r, uint64_t host, uint64_t n, bool rw);
-bool kd_map(struct kdirect *kd, struct kd_region *r, uint64_t host, uint64_t n, bool rw, const struct hvx_mem_slot *s, uint64_t pa);
+bool kd_map(struct kdirect *kd, struct kd_region *r, uint64_t host, uint64_t n, bool rw,
+            const struct hvx_mem_slot *s, uint64_t pa);
 const struct hvx_mem_slot *kd_slot_of(const struct kdirect *kd, uint64_t pa); /* NULL: nothing with a file behind it */
 bool kd_is_own(const struct kdirect *kd, uint64_t host, uint64_t n);
 void kd_set_local(struct kdirect *kd, struct kd_region *r, uint32_t n);
@@ -132,7 +134,7 @@ bool kd_large_map(struct kdirect *kd, struct kd_region *r, uint64_t pa);
 void kd_region_out(struct bt_vcpu *c, struct kdirect *kd, struct kd_region *r);
 void kd_all_out(struct bt_vcpu *c, struct kdirect *kd);
 void kd_count(struct kdirect *kd, struct kd_region *r, int n);
-/* kdirect_flush.c. Does the guest map where the process has memory? Deep: look below the root, though its entry is what it was. */
+/* kdirect_flush.c. Does the guest map where the process has memory? Deep: even if the root's entry is what it was. */
 bool kd_conflict(const struct bt_vcpu *c, struct kdirect *kd, bool deep);
 void kd_conflict_off(struct bt_vcpu *c, struct kdirect *kd);
 #endif

@@ -83,19 +83,19 @@ static uint64_t host_value(const greg_t *g, unsigned h)
     do {                                                                                                               \
         type x = (type)dst, y = (type)src;                                                                             \
         switch (a->kind) {                                                                                             \
-        case AGAIN_TEST: __asm__(AFTER("test %2, %1") : "=&r"(f) : "r"(x), "r"(y) : "cc"); break;                       \
-        case AGAIN_CMP: __asm__(AFTER("cmp %2, %1") : "=&r"(f) : "r"(x), "r"(y) : "cc"); break;                         \
+        case AGAIN_TEST: __asm__(AFTER("test %2, %1") : "=&r"(f) : "r"(x), "r"(y) : "cc"); break;                      \
+        case AGAIN_CMP: __asm__(AFTER("cmp %2, %1") : "=&r"(f) : "r"(x), "r"(y) : "cc"); break;                        \
         case AGAIN_ADD:                                                                                                \
             x = (type)(x - y);                                                                                         \
-            __asm__(AFTER("add %2, %1") : "=&r"(f), "+&r"(x) : "r"(y) : "cc");                                          \
+            __asm__(AFTER("add %2, %1") : "=&r"(f), "+&r"(x) : "r"(y) : "cc");                                         \
             break;                                                                                                     \
         case AGAIN_SUB:                                                                                                \
             x = (type)(x + y);                                                                                         \
-            __asm__(AFTER("sub %2, %1") : "=&r"(f), "+&r"(x) : "r"(y) : "cc");                                          \
+            __asm__(AFTER("sub %2, %1") : "=&r"(f), "+&r"(x) : "r"(y) : "cc");                                         \
             break;                                                                                                     \
         default: /* AGAIN_NEG */                                                                                       \
             x = (type)-x;                                                                                              \
-            __asm__(AFTER("neg %1") : "=&r"(f), "+&r"(x) : : "cc");                                                     \
+            __asm__(AFTER("neg %1") : "=&r"(f), "+&r"(x) : : "cc");                                                    \
         }                                                                                                              \
     } while (0)
 
@@ -131,8 +131,8 @@ static void flags_from(struct bt_vcpu *c, const struct bt_map_entry *m, const st
 
 /* An operand without a look-up has faulted. */
 #define MAX_AGAIN 16u
-static enum bt_kd_verdict direct_fault(struct bt_vcpu *c, const greg_t *g, struct bt_block *b, uint64_t addr, uint64_t rip,
-                                       uint32_t *error)
+static enum bt_kd_verdict direct_fault(struct bt_vcpu *c, const greg_t *g, struct bt_block *b, uint64_t addr,
+                                       uint64_t rip, uint32_t *error)
 {
     enum bt_kd_verdict v = KD_SOFT;
     uint64_t key = (uint64_t)g[REG_RIP] ^ addr;
