@@ -57,10 +57,12 @@ static void page_mark(struct bt_vcpu *c, uint64_t pa)
     if (atomic_load(&ch->code[i]) & bit)
         return;
     atomic_fetch_or(&ch->code[i], bit);
-    if (atomic_exchange(&ch->written[i], 0)) {
+    unsigned written = atomic_exchange(&ch->written[i], 0);
+    if (written & BT_WRITTEN_WINDOW)
+        bt_kd_protect(c->vm, pa);
+    if (written & BT_WRITTEN_TLB) {
         c->marking = 1;
         bt_tlb_drop_write(c, pa);
-        bt_kd_protect(c->vm, pa);
         bt_sync_request(c->vm, c, c->vm->n_vcpus == 64 ? ~0ull : (1ull << c->vm->n_vcpus) - 1, BT_SYNC_DROP_WRITE,
                         pa & ~0xfffull, 0, true);
         c->marking = 0;

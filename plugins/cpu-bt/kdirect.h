@@ -33,7 +33,8 @@
  * TLB compares what the window has there with the page tables, and what differs
  * goes. Nothing is traced, nothing is dropped as long as the tables say what
  * they said. Pages that are not global are there only while all vCPUs' roots
- * agree on that part of the address space.
+ * agree on that part of the address space; a guest with another root for
+ * programs, which lacks the kernel's part, switches the tier off.
  *
  * The process's own memory. Guest code could name it through the window, so
  * the tier is on only when the process is confined. A guest whose page tables
@@ -69,7 +70,7 @@ enum bt_kd_verdict {
 struct kdirect *bt_kd_create(struct bt_vm *vm);
 void bt_kd_destroy(struct kdirect *kd);
 void bt_kd_slots_changed(struct bt_vm *vm);
-void bt_kd_start(struct bt_vcpu *c); /* on the vCPU's thread, whenever it starts to run: it also says why the tier is off */
+void bt_kd_start(struct bt_vcpu *c); /* on the vCPU's thread, whenever it starts to run; says why the tier is off */
 
 /* kdirect.c */
 bool bt_kd_on(const struct bt_vm *vm); /* may translations use the window? */

@@ -27,7 +27,8 @@ struct kdirect *bt_kd_create(struct bt_vm *vm)
 {
     if (!vm->direct_kernel)
         return NULL;
-    struct kdirect *kd = mmap(NULL, sizeof(*kd), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    struct kdirect *kd = mmap(NULL, sizeof(*kd), PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (kd == MAP_FAILED)
         return NULL;
     kd->n_gibs = kd->n_regions = kd->n_tables = 1;
@@ -127,7 +128,8 @@ static const char *start(struct bt_vm *vm, struct kdirect *kd)
         return why;
     /* The guard; its last page is none that the host gives to programs. */
     size_t n = (1ull << 47) - 4096 - KD_BASE;
-    void *p = mmap((void *)(uintptr_t)KD_BASE, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+    void *p = mmap((void *)(uintptr_t)KD_BASE, n, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
     if (p == MAP_FAILED)
         return "the top of the address space is not free";
     if ((uintptr_t)p != KD_BASE) {

@@ -12,8 +12,10 @@
 struct bt_page_chunk {
     _Atomic uintptr_t hva[BT_CHUNK_PAGES]; /* page address | BT_HVA_*; 0: no RAM */
     _Atomic uint64_t code[BT_CHUNK_PAGES]; /* bit i: vCPU i has translations of this page */
-    _Atomic uint8_t written[BT_CHUNK_PAGES]; /* some vCPU may hold a TLB entry that allows stores */
+    _Atomic uint8_t written[BT_CHUNK_PAGES]; /* BT_WRITTEN_*: by whom it may be stored to without a look at `code` */
 };
+#define BT_WRITTEN_TLB 1u    /* some vCPU may hold a TLB entry that allows stores */
+#define BT_WRITTEN_WINDOW 2u /* the window may: kdirect.h */
 #define BT_HVA_RO 1u
 
 static inline struct bt_page_chunk *bt_chunk(const struct bt_vm *vm, uint64_t gpa)

@@ -24,10 +24,10 @@ void bt_seg_update(struct bt_vcpu *c, unsigned seg)
 {
     const struct hvx_segment *s = &c->seg[seg];
 
+    if (seg == BT_GS)
+        c->gs_window = s->base + KD_BASE;
     if (bt_code64(c)) {
         c->seg_base[seg] = seg >= BT_FS ? s->base : 0;
-        if (seg == BT_GS)
-            c->gs_window = s->base + KD_BASE;
         c->seg_rlimit[seg] = c->seg_wlimit[seg] = 0;
         return;
     }

@@ -101,24 +101,26 @@ static uint64_t host_value(const greg_t *g, unsigned h)
     return (uint64_t)g[order[h]];
 }
 
-/* What flags_again() (gen_flags.c) does with registers. */
+/* What flags_again() (gen_flags.c) does with registers; f = RFLAGS after the instruction. The stack pointer keeps clear
+ * of what the compiler may have below it. */
+#define AFTER(insn) "lea -128(%%rsp), %%rsp\n\t" insn "\n\tpushfq\n\tpop %0\n\tlea 128(%%rsp), %%rsp"
 #define MAKE(type)                                                                                                     \
     do {                                                                                                               \
         type x = (type)dst, y = (type)src;                                                                             \
         switch (a->kind) {                                                                                             \
-        case AGAIN_TEST: __asm__("test %2, %1; pushfq; pop %0" : "=r"(f) : "r"(x), "r"(y) : "cc"); break;               \
-        case AGAIN_CMP: __asm__("cmp %2, %1; pushfq; pop %0" : "=r"(f) : "r"(x), "r"(y) : "cc"); break;                 \
+        case AGAIN_TEST: __asm__(AFTER("test %2, %1") : "=&r"(f) : "r"(x), "r"(y) : "cc"); break;                      \
+        case AGAIN_CMP: __asm__(AFTER("cmp %2, %1") : "=&r"(f) : "r"(x), "r"(y) : "cc"); break;                        \
         case AGAIN_ADD:                                                                                                \
             x = (type)(x - y);                                                                                         \
-            __asm__("add %2, %1; pushfq; pop %0" : "=&r"(f), "+r"(x) : "r"(y) : "cc");                                  \
+            __asm__(AFTER("add %2, %1") : "=&r"(f), "+&r"(x) : "r"(y) : "cc");                                         \
             break;                                                                                                     \
         case AGAIN_SUB:                                                                                                \
             x = (type)(x + y);                                                                                         \
-            __asm__("sub %2, %1; pushfq; pop %0" : "=&r"(f), "+r"(x) : "r"(y) : "cc");                                  \
+            __asm__(AFTER("sub %2, %1") : "=&r"(f), "+&r"(x) : "r"(y) : "cc");                                         \
             break;                                                                                                     \
         default: /* AGAIN_NEG */                                                                                       \
             x = (type)-x;                                                                                              \
-            __asm__("neg %1; pushfq; pop %0" : "=&r"(f), "+r"(x) : : "cc");                                             \
+            __asm__(AFTER("neg %1") : "=&r"(f), "+&r"(x) : : "cc");                                                    \
         }                                                                                                              \
     } while (0)
 
@@ -144,7 +146,7 @@ static void flags_from(struct bt_vcpu *c, const struct bt_map_entry *m, const st
     if (where == BT_MAP_SLOT)
         return;
     if (where == BT_MAP_FN) /* a routine of flags_stubs_emit() */
-        __asm__ volatile("call *%1; pushfq; pop %0" : "=&r"(f) : "r"((uint64_t)c->flags_fn) : "rax", "r15", "cc", "memory");
+        __asm__ volatile(AFTER("call *%1") : "=&r"(f) : "r"((uint64_t)c->flags_fn) : "rax", "r15", "cc", "memory");
     else if (where >= BT_MAP_RECIPE)
         f = recipe_flags(&c->cache->recipes[b->recipes + where - BT_MAP_RECIPE], g);
     else
@@ -154,8 +156,8 @@ static void flags_from(struct bt_vcpu *c, const struct bt_map_entry *m, const st
 
 /* An operand without a look-up has faulted. */
 #define MAX_AGAIN 16u
-static enum bt_kd_verdict direct_fault(struct bt_vcpu *c, const greg_t *g, struct bt_block *b, uint64_t addr, uint64_t rip,
-                                       uint32_t *error)
+static enum bt_kd_verdict direct_fault(struct bt_vcpu *c, const greg_t *g, struct bt_block *b, uint64_t addr,
+                                       uint64_t rip, uint32_t *error)
 {
     enum bt_kd_verdict v = KD_SOFT;
     uint64_t key = (uint64_t)g[REG_RIP] ^ addr;

@@ -112,8 +112,8 @@ uint64_t mmu_fill_walked(struct bt_vcpu *c, uint64_t lin, unsigned acc, const st
         /* `written` first, then look: a translator marks `code` first, then
          * looks at `written` (both seq_cst). Was it set already, that one finds
          * it and tells us to drop the entry, after this. */
-        if (!atomic_load_explicit(&ch->written[bt_chunk_page(w->pa)], memory_order_acquire))
-            atomic_store(&ch->written[bt_chunk_page(w->pa)], 1);
+        if (!(atomic_load_explicit(&ch->written[bt_chunk_page(w->pa)], memory_order_acquire) & BT_WRITTEN_TLB))
+            atomic_fetch_or(&ch->written[bt_chunk_page(w->pa)], BT_WRITTEN_TLB);
         if (!atomic_load(&ch->code[bt_chunk_page(w->pa)]))
             e->tag_w = page;
     }

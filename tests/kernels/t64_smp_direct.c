@@ -26,14 +26,15 @@ extern tk_word tk_ap_stack;
 extern void (*tk_ap_entry)(void);
 
 #define PAGE __attribute__((aligned(4096)))
-static uint64_t high_pdpt[512] PAGE, va_pdpt[512] PAGE, va_pd[512] PAGE, va_pt[512] PAGE, big_pdpt[512] PAGE, big_pd[512] PAGE;
+static uint64_t high_pdpt[512] PAGE, va_pdpt[512] PAGE, va_pd[512] PAGE, va_pt[512] PAGE;
+static uint64_t big_pdpt[512] PAGE, big_pd[512] PAGE;
 static uint64_t big_pt[512] PAGE, other_root[512] PAGE, other_pdpt[512] PAGE, other_pd[512] PAGE, other_pt[512] PAGE;
 static uint64_t page_a[512] PAGE, page_b[512] PAGE, page_c[512] PAGE, code[512] PAGE, high_stack[1024] PAGE;
 static uint8_t ap_stack[16384] __attribute__((aligned(16)));
 static uint64_t g; /* G, or not */
 static char name[64];
 
-/* One access each, by their first instruction after a label *_at; a fault goes on at d_ret. rdi: address, rsi: value. */
+/* A few accesses each; a fault goes on at d_ret. rdi: address, rsi: value. */
 __asm__(".text\n.balign 64\n.globl d_start, d_end, d_ret, d_load, d_load32, d_store, d_add, d_xadd, d_cmpxchg, d_bts, d_gs,"
         " d_gs_store, d_push, d_pop, d_pushm, d_leave, d_calls, d_sum, d_swapgs, d_copy, d_fn, d_r13\n"
         "d_start:\n"
@@ -582,7 +583,7 @@ static void two_cpus(void)
         __asm__ volatile("pause");
 }
 
-/* Lowest in the upper half, where no kernel that we know has anything. An engine may have its own things in the way there. */
+/* Lowest in the upper half, where kernels have nothing. An engine may have things of its own in the way there. */
 static void lowest(void)
 {
     static uint64_t low_pdpt[512] PAGE, low_pd[512] PAGE, low_pt[512] PAGE;
