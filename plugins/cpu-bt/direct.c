@@ -18,7 +18,7 @@
 #define ENTER_MEAN 250  /* in the soft tier, between two entries of the kernel, so that it pays */
 #define ENTER_CREDIT 20000 /* and for some 2 ms: a helper is not given to programs that are about to end */
 #define LEAVE_MEAN 35   /* in the helper, getting into the program and out of it included (10), the switches not */
-#define NEW_PAGE 20
+#define NEW_CODE 300
 #define FIRST_MEAN (3 * LEAVE_MEAN)
 #define LONG (100 * LEAVE_MEAN)
 #define HOLD_FIRST 20000 /* some 2 ms before the next try; doubles with each failure */
@@ -129,8 +129,9 @@ bool bt_direct_wanted(struct bt_vcpu *c, bool iret)
     if (s->direct) {
         uint64_t ran = d->ran;
         d->ran = 0;
-        if (ran) /* pages that are new come with code that is new, which the soft tier would have to translate */
-            note(c, s, ran + (iret ? (uint64_t)NEW_PAGE << SHIFT : 0));
+        if (ran) /* the soft tier would have to translate what is new */
+            note(c, s, ran + (d->new_code ? (uint64_t)NEW_CODE << SHIFT : 0));
+        d->new_code = false;
         return s->direct && can(c);
     }
     if (++s->n_entries < LOOK_EVERY && !iret && s->since)
@@ -246,6 +247,7 @@ static bool page_fault(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, 
         return false;
     }
     d->hint = lin;
+    d->new_code |= (error & PF_I) != 0;
     switch (bt_direct_map(c, s, lin, acc)) {
     case DIRECT_MAPPED:
         d->hint = 0;

@@ -155,6 +155,7 @@ struct bt_direct {
     uint32_t free_region, n_regions; /* 0 is never used */
     uint16_t rw_filter[65536];       /* how many writable pages, by hash of the address */
     uint64_t soft_page;              /* linear page that must not run natively and is running: one instruction at a time */
+    bool new_code;                   /* the program has come to a page of code that its helper did not have */
     bool soft;                       /* until the program next comes from the kernel */
     uint64_t ran;                    /* cycles of the program since the kernel last let it go on */
     uint64_t hint;                   /* a page that the guest has just been asked for */
