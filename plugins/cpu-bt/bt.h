@@ -262,6 +262,7 @@ struct bt_vcpu {
     struct bt_perf_map *perf_map; /* option perf-map: perf_map.c */
     struct bt_mmu *mmu;
     struct bt_direct *direct; /* NULL: the user-direct tier is off */
+    uint64_t user_from, user_ran; /* host counter when a program was let go on, 0: it came back; how long it ran. For samples: direct.c */
     struct bt_apic *apic; /* apic.c */
     struct bt_tlb_entry *tlb[2];  /* [0] supervisor, [1] user */
     uint32_t *jc[2];              /* jump caches, likewise */
@@ -485,6 +486,14 @@ static inline uint64_t bt_tsc_scale(const struct bt_vm *vm, uint64_t host)
     return vm->tsc_ratio ? (uint64_t)((unsigned __int128)host * vm->tsc_ratio >> 48) : host;
 }
 void bt_tsc_scale_init(struct bt_vm *vm); /* cpuid.c: tsc_hz and host_tsc_hz are known */
+/* A program comes to the kernel. */
+static inline void bt_user_left(struct bt_vcpu *c)
+{
+    if (c->user_from) {
+        c->user_ran = bt_host_tsc() - c->user_from;
+        c->user_from = 0;
+    }
+}
 static inline uint64_t bt_guest_tsc(const struct bt_vcpu *c) { return bt_tsc_scale(c->vm, bt_host_tsc()) + c->tsc_offset; }
 
 #endif

@@ -15,12 +15,14 @@
 
 /* Times in units of 256 cycles of the host's counter, some 0.1 us. */
 #define SHIFT 8
-#define ENTER_MEAN 250  /* in the soft tier, between two entries of the kernel, so that it pays */
+#define ENTER_MEAN 200  /* in the soft tier, between two entries of the kernel, so that it pays */
 #define ENTER_CREDIT 20000 /* and for some 2 ms: a helper is not given to programs that are about to end */
-#define LEAVE_MEAN 35   /* in the helper, getting into the program and out of it included (10), the switches not */
+#define COLD 2            /* translations made or moved, for each entry of the kernel: a program that is new to the soft tier */
+#define COLD_CREDIT 1000
+#define LEAVE_MEAN 60   /* in the helper, getting into the program and out of it included (10), the switches not */
 #define NEW_CODE 300
 #define FIRST_MEAN (3 * LEAVE_MEAN)
-#define LONG (100 * LEAVE_MEAN)
+#define LONG (60 * LEAVE_MEAN)
 #define HOLD_FIRST 20000 /* some 2 ms before the next try; doubles with each failure */
 #define BACKOFF_MAX 6
 #define LOOK_EVERY 16   /* system calls between two looks at the clock */
@@ -91,7 +93,7 @@ static bool can(const struct bt_vcpu *c)
 static void go_soft(struct direct_space *s)
 {
     s->direct = false;
-    s->since = 0;
+    s->looked = false;
     s->n_entries = 0;
     s->hold = bt_host_tsc() + ((uint64_t)HOLD_FIRST << SHIFT << s->backoff);
     if (s->backoff < BACKOFF_MAX)
@@ -134,31 +136,30 @@ bool bt_direct_wanted(struct bt_vcpu *c, bool iret)
         d->new_code = false;
         return s->direct && can(c);
     }
-    if (++s->n_entries < LOOK_EVERY && !iret && s->since)
+    if (++s->n_entries < LOOK_EVERY && !iret && s->looked)
         return false;
-    uint64_t now = bt_host_tsc();
-    bool pays = s->since && now > s->hold && (now - s->since) >> SHIFT >= (uint64_t)ENTER_MEAN * s->n_entries;
-    uint64_t t = now - s->since;
-    s->since = now;
+    /* How long it ran after the last look, until it came to the kernel; the others of the entries since are taken to
+     * have been like this one. */
+    uint64_t made = c->st.blocks + c->st.moved, ran = s->looked && !c->user_from ? c->user_ran * s->n_entries : 0;
+    bool cold = made - s->made >= (uint64_t)COLD * s->n_entries;
+    bool pays = (cold || bt_host_tsc() > s->hold) && ran >> SHIFT >= (uint64_t)ENTER_MEAN * s->n_entries;
+    s->made = made;
     s->n_entries = 0;
+    s->looked = true;
+    c->user_from = bt_host_tsc();
     if (!pays) {
         s->credit /= 2;
         return false;
     }
-    s->credit += t;
-    if (s->credit >> SHIFT < ENTER_CREDIT || !can(c))
+    s->credit += ran;
+    if (s->credit >> SHIFT < (cold ? COLD_CREDIT : ENTER_CREDIT) || !can(c))
         return false;
     s->credit = 0;
     s->direct = true;
     s->mean = FIRST_MEAN;
-    d->ran = 0;
+    s->looked = false;
+    d->ran = c->user_from = 0;
     return true;
-}
-
-void bt_direct_idle(struct bt_vcpu *c)
-{
-    if (c->direct->current)
-        c->direct->current->since = 0;
 }
 
 /* --- registers ----------------------------------------------------------------------------------- */
@@ -254,6 +255,8 @@ static bool page_fault(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, 
         return true;
     case DIRECT_SOFT_PAGE:
         d->soft_page = lin & ~0xfffull;
+        note(c, s, d->ran / 4); /* dearer than the kernel: who always asks for the time runs better in the soft tier */
+        d->ran = 0;
         break;
     default:
         d->soft = true;
@@ -337,7 +340,7 @@ bool bt_direct_run(struct bt_vcpu *c)
 {
     struct bt_direct *d = c->direct;
     if (d->soft_page) {
-        if ((c->rip & ~0xfffull) == d->soft_page && c->cpl == 3) {
+        if (d->current && d->current->direct && (c->rip & ~0xfffull) == d->soft_page) {
             c->force_single = 1;
             return false;
         }
@@ -355,7 +358,11 @@ bool bt_direct_run(struct bt_vcpu *c)
         return false;
     }
     bt_fp_save(c);
-    bt_direct_compare(c, s);
+    if (!bt_direct_compare(c, s) && !c->vm->direct_eager) {
+        s->direct = s->looked = false;
+        s->credit = 0;
+        return false;
+    }
     tsc_order(c, p);
     if (s->fresh) {
         s->fresh = false;

@@ -142,7 +142,9 @@ struct direct_space {
     bool direct;
     uint8_t backoff;
     uint32_t n_entries;
-    uint64_t hold, since, mean, credit;
+    uint64_t hold, mean, credit, made;
+    uint64_t seen_gen; /* of the bt_space when it last came to run */
+    bool looked;
 };
 
 struct bt_direct {
@@ -178,9 +180,10 @@ void bt_direct_destroy(struct bt_vm *vm);
 struct direct_space *bt_direct_space(struct bt_vcpu *c);
 bool bt_direct_give_proc(struct bt_vcpu *c, struct direct_space *s);
 void bt_direct_drop_space(struct bt_vcpu *c, struct direct_space *s);
-/* Orders for what must go, and for what is likely to be needed. */
-void bt_direct_compare(struct bt_vcpu *c, struct direct_space *s);
+/* Orders for what must go; false: it is another program that has these page tables now. */
+bool bt_direct_compare(struct bt_vcpu *c, struct direct_space *s);
 bool bt_direct_room(struct bt_vcpu *c, struct direct_space *s);
+/* Orders for what is likely to be needed. */
 void bt_direct_prefetch(struct bt_vcpu *c, struct direct_space *s);
 enum { DIRECT_MAPPED, DIRECT_SOFT, DIRECT_SOFT_PAGE };
 /* Raises #PF when the guest has no such page. */
@@ -197,7 +200,6 @@ bool bt_direct_wanted(struct bt_vcpu *c, bool iret); /* a program is about to be
 bool bt_direct_run(struct bt_vcpu *c);              /* false: not now, go on in the soft tier */
 bool bt_direct_wait(struct bt_vcpu *c, struct direct_proc *p, bool resume);
 void bt_direct_kick(struct bt_vcpu *c);             /* async-signal-safe */
-void bt_direct_idle(struct bt_vcpu *c); /* the guest halts: what it was at does not compute */
 void bt_direct_lost(struct bt_vcpu *c, struct direct_proc *p);
 
 #endif

@@ -192,7 +192,12 @@ struct direct_space *bt_direct_space(struct bt_vcpu *c)
     s->gen = s->mean = s->credit = 0;
 found:
     s->last = ++d->clock;
-    s->since = 0;
+    s->looked = false;
+    s->n_entries = 0;
+    c->user_from = 0;
+    if (s->seen_gen != c->mmu->space->gen) /* another program may have got these page tables */
+        s->credit = 0;
+    s->seen_gen = c->mmu->space->gen;
     d->current = s;
     return s;
 }
@@ -319,31 +324,32 @@ static void compare_region(struct bt_vcpu *c, struct direct_space *s, struct dir
     r->stale = false;
 }
 
-void bt_direct_compare(struct bt_vcpu *c, struct direct_space *s)
+bool bt_direct_compare(struct bt_vcpu *c, struct direct_space *s)
 {
     struct bt_direct *d = c->direct;
     bool all = s->gen != c->mmu->space->gen;
     s->gen = c->mmu->space->gen;
     if (s->forget) {
         unmap_all(c, s);
-        return;
+        return true;
     }
     if (!all && !s->stale)
-        return;
+        return true;
     c->st.direct_compares++;
     uint32_t before = s->n_pages;
     for (uint32_t i = s->regions; i; i = d->region[i].next_space)
         if (all || d->region[i].stale)
             compare_region(c, s, &d->region[i]);
-    if (before > 64 && s->n_pages < before / 4) { /* another program: two orders rather than hundreds */
+    if (before > 16 && s->n_pages < before / 4) { /* another program: two orders rather than hundreds */
         space_empty(d, s);
         unmap_all(c, s);
-        return;
+        return false;
     }
     uint64_t epoch = d->epoch;
     s->stale = false;
     for (uint32_t i = s->regions; i && epoch == d->epoch; i = d->region[i].next_space)
         unmap_gone(c, s, &d->region[i]);
+    return true;
 }
 
 bool bt_direct_room(struct bt_vcpu *c, struct direct_space *s)

@@ -395,7 +395,7 @@ void bt_direct_reset(struct bt_vcpu *c)
         d->space[i].direct = false;
         d->space[i].backoff = 0;
         d->space[i].hold = 0;
-        d->space[i].since = 0;
+        d->space[i].looked = false;
     }
 }
 

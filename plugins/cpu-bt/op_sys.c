@@ -43,6 +43,7 @@ static void syscall_legacy(struct bt_vcpu *c, const struct bt_op *op)
 
 void bt_op_syscall(struct bt_vcpu *c, const struct bt_op *op)
 {
+    bt_user_left(c);
     if (!(c->efer & BT_EFER_SCE) || (!bt_code64(c) && !(c->vm->amd && bt_pe(c))))
         bt_raise(c, BT_EX_UD);
     if (!bt_long_mode(c)) {

@@ -268,6 +268,7 @@ static void deliver_exception(struct bt_vcpu *c)
     uint32_t error = c->exc.error;
     c->exc.valid = 0;
     c->st.exceptions++;
+    bt_user_left(c);
     c->shadow = 0;
     if (c->delivering >= 0) {
         unsigned first = (unsigned)c->delivering;
@@ -291,6 +292,7 @@ static void deliver_interrupt(struct bt_vcpu *c, unsigned v)
 {
     c->halted = 0;
     c->st.interrupts++;
+    bt_user_left(c);
     c->delivering = 256;
     bt_deliver(c, v, false, false, 0);
     c->delivering = -1;
@@ -385,8 +387,6 @@ static void interrupts(struct bt_vcpu *c)
 static void halt_wait(struct bt_vcpu *c)
 {
     c->st.halts++;
-    if (c->direct)
-        bt_direct_idle(c);
     bt_quiescent_enter(c);
     while (!atomic_load(&c->pending))
         sys4(SYS_futex, (long)&c->pending, FUTEX_WAIT_PRIVATE, 0, 0);
