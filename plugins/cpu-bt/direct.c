@@ -289,13 +289,16 @@ static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p
     const greg_t *g = frame_of(p)->uc_mcontext.gregs;
     uint64_t signal = p->zone->report.signal, trap = (uint64_t)g[REG_TRAPNO], cr2 = (uint64_t)g[REG_CR2];
     uint64_t error = (uint64_t)g[REG_ERR], cs = (uint64_t)g[REG_CSGSFS] & 0xffff;
-    bool lost = p->zone->report.frame != p->base + p->uc - 8;
-    registers_out(c, p);
-    if (lost || c->rip - p->base < sizeof(struct direct_zone)) { /* it meddled with the stub: direct.h says why that ends it */
+    if (p->zone->report.frame != p->base + p->uc - 8 || (uint64_t)g[REG_RIP] - p->base < sizeof(struct direct_zone)) {
+        /* It meddled with the stub: direct.h says why that ends it. The soft tier begins where the helper did, and shows
+         * the program what is there: nothing. Or another program had left the helper waiting with signals on, and a kick
+         * came before this one ran: it has lost nothing. */
         c->st.direct_meddled++;
         bt_direct_lost(c, p);
-        return false; /* the guest's own tables have nothing there: #PF */
+        d->soft = true;
+        return false;
     }
+    registers_out(c, p);
     if (cs != CS_PROGRAM) { /* a far transfer to another code segment of the host's: the guest has its own */
         uint64_t desc = sys_desc_read(c, (uint32_t)cs, BT_EX_GP, 0);
         if (!sys_desc_code(desc) || !sys_desc_p(desc) || sys_desc_dpl(desc) != 3 || sys_desc_l(desc))
@@ -382,6 +385,8 @@ bool bt_direct_run(struct bt_vcpu *c)
     tsc_order(c, p);
     if (s->fresh) {
         s->fresh = false;
+        if (!bt_direct_flush_orders(c, s)) /* if the last program has spoilt it, it shows now */
+            return false;
         bt_direct_prefetch(c, s);
     }
     if (d->hint) { /* the guest's kernel has just been asked for it */
