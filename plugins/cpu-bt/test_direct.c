@@ -518,6 +518,8 @@ int main(void)
         TEST(forged_exits),
         TEST(an_exit_that_did_not_happen_and_a_late_signal),
         TEST(several_exits_at_once),
+        TEST(the_next_program_on_a_helper_loses_nothing),
+        TEST(with_the_cookie_the_stub_would_be_of_use),
         TEST(jumping_to_any_instruction_of_the_stub),
         TEST(jumping_to_any_byte_of_the_stub),
         TEST(a_helper_that_waits_is_killed),

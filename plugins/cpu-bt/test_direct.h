@@ -182,6 +182,8 @@ void code_and_orders_cannot_be_written(void **state);
 void forged_exits(void **state);
 void an_exit_that_did_not_happen_and_a_late_signal(void **state);
 void several_exits_at_once(void **state);
+void the_next_program_on_a_helper_loses_nothing(void **state);
+void with_the_cookie_the_stub_would_be_of_use(void **state);
 void jumping_to_any_instruction_of_the_stub(void **state);
 void jumping_to_any_byte_of_the_stub(void **state);
 /* test_direct_losses.c */

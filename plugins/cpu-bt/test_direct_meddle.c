@@ -80,7 +80,7 @@ enum { SET_MMAP, SET_MUNMAP, SET_SIGRETURN, SET_PRCTL, SET_READ, SET_WRITE, SET_
        SET_MPROTECT, SET_INDIRECT, N_SETS };
 
 /* Registers as the stub has them in its various places: calls, and pointers to orders of one's own. */
-static void meddling_registers(unsigned set, const struct direct_proc *p, uint64_t guess)
+static void meddling_registers(unsigned set, const struct direct_proc *p, uint64_t cookie)
 {
     uint64_t *g = m.a->gpr, nr = 0, a[6] = {0};
     switch (set) {
@@ -106,10 +106,10 @@ static void meddling_registers(unsigned set, const struct direct_proc *p, uint64
     default: break;
     }
     memset(g, 0, sizeof(m.a->gpr));
-    a[3] |= guess << 32;
-    a[4] |= guess << 32;
+    a[3] |= cookie >> 32 << 32;
+    a[4] |= cookie << 32;
     g[0] = nr, g[7] = a[0], g[6] = a[1], g[2] = a[2], g[10] = a[3], g[8] = a[4], g[9] = a[5];
-    g[3] = g[5] = guess << 32;
+    g[3] = cookie >> 32 << 32, g[5] = cookie << 32;
     g[12] = 5;
     g[13] = DATA + 0x400; /* struct direct_op of our own */
     struct direct_op *op = (void *)user_ptr(DATA + 0x400);
@@ -137,7 +137,7 @@ static void forged_frame(void)
 }
 PROGRAM(p_forbidden, "movl $0x4747, 0x600000\n 1: jmp 1b");
 
-static void meddle_once(uint64_t offset, unsigned set, uint64_t guess)
+static void meddle_once(uint64_t offset, unsigned set)
 {
     struct direct_proc *p;
     static char what[80];
@@ -159,7 +159,7 @@ static void meddle_once(uint64_t offset, unsigned set, uint64_t guess)
     }
     was_native();
     patch64(CODE + 16 + 6, p->base + offset);
-    meddling_registers(set, p, guess);
+    meddling_registers(set, p, 0);
     *user64(DATA) = 0;
     set_start(CODE + 16);
     m.a->rsp = STACK - 4096 + 64;
@@ -198,12 +198,12 @@ static void meddle_all(bool boundaries)
         if (boundaries) {
             for (unsigned set = 0; set < N_SETS; set++)
                 if (call || set == SET_MMAP || set == SET_SIGRETURN || set == SET_INDIRECT || set == SET_WRITE_OK)
-                    meddle_once(at, set, 0), n++;
+                    meddle_once(at, set), n++;
             if (!ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(&dec, NULL, direct_stub + at, size - at, &in)))
                 fail_msg("the stub cannot be decoded at %#zx", at);
             at += in.length;
         } else {
-            meddle_once(at, at % N_SETS, 0), n++;
+            meddle_once(at, at % N_SETS), n++;
             at++;
         }
     }
@@ -426,4 +426,100 @@ void several_exits_at_once(void **state)
     (void)state;
     begin(__func__);
     false_exits(false);
+}
+
+/* Another address space gets a helper that waits for orders though no signal has come. */
+void the_next_program_on_a_helper_loses_nothing(void **state)
+{
+    static const uint8_t f_syscall[] = {0x0f, 0x05};
+    const uint8_t *call = memmem(direct_stub, 4096, "\x0f\x05", 2);
+    (void)state;
+    begin(__func__);
+    for (unsigned late_signal = 0; late_signal < 2; late_signal++) {
+        machine_free();
+        machine_new(1);
+        uint64_t root = m.root, next = new_root();
+        put_accesses();
+        *entry(next, CODE, 0) = *pte(CODE);
+        *entry(next, STACK - 4096, 0) = *pte(STACK - 4096);
+        put_bytes(CODE + 14, f_syscall, 2);
+        put_program(CODE + 16, p_false_exit);
+        put_program(GOOD, p_loop);
+        for (unsigned round = 0; round < 5; round++) {
+            go_arg(CMD_CR3, root);
+            expect_read(DATA + 8, 0);
+            struct direct_proc *p = current_proc();
+            if (!p)
+                break;
+            meddling_registers(SET_WRITE_OK, p, 0);
+            set_start(CODE + 16);
+            m.a->gpr[10] = p->base + p->uc + offsetof(ucontext_t, uc_mcontext.gregs) + REG_TRAPNO * 8;
+            m.a->gpr[9] = p->base + offsetof(struct direct_zone, report.signal);
+            m.a->gpr[8] = p->base + (uint64_t)(call - direct_stub);
+            go(CMD_IRET);
+            expect_syscall(); /* what it has told of */
+            assert_int_equal(m.a->rip, CODE + 16);
+            if (late_signal) {
+                struct pollfd f = {.fd = p->exit_fd, .events = POLLIN};
+                kill(p->pid, SIGUSR1);
+                assert_int_equal(poll(&f, 1, 2000), 1);
+            }
+            go_arg(CMD_CR3, next);
+            good_program_still_runs();
+            if (!late_signal)
+                was_native();
+            assert_int_equal(m.c->st.direct_lost, late_signal);
+        }
+        assert_int_equal(m.c->st.direct_killed, 0);
+    }
+}
+
+/* The tests above would see it: with the cookie, a program can do what they look for. */
+static _Atomic int seen_forbidden;
+static void *look_and_kick(void *arg)
+{
+    char name[40], line[400];
+    snprintf(name, sizeof(name), "/proc/%d/maps", ((struct direct_proc *)arg)->pid);
+    for (unsigned i = 0; i < 200 && !seen_forbidden; i++) {
+        struct timespec t = {0, 5000000};
+        FILE *f = fopen(name, "r");
+        nanosleep(&t, NULL);
+        if (!f) {
+            maps_unreadable = true;
+            break;
+        }
+        while (fgets(line, sizeof(line), f))
+            seen_forbidden |= !strncmp(line, "500000000000-500000001000 rw", 28);
+        fclose(f);
+    }
+    m.ops->vcpu_kick(m.vcpu);
+    return NULL;
+}
+void with_the_cookie_the_stub_would_be_of_use(void **state)
+{
+    const uint8_t *call = memmem(direct_stub, 4096, "\x49\x09\xe8\x0f\x05", 5); /* or %rbp, %r8; syscall */
+    pthread_t t;
+    (void)state;
+    begin(__func__);
+    assert_non_null(call);
+    put_accesses();
+    put_bytes(CODE + 16, f_jmp, sizeof(f_jmp));
+    expect_read(DATA, 0);
+    struct direct_proc *p = current_proc();
+    assert_non_null(p);
+    patch64(CODE + 16 + 6, p->base + (uint64_t)(call + 3 - direct_stub));
+    meddling_registers(SET_MMAP, p, p->cookie);
+    set_start(CODE + 16);
+    m.a->cmd = CMD_IRET;
+    m.stopped = false;
+    pthread_create(&t, NULL, look_and_kick, p);
+    alarm(30);
+    run_once(); /* it maps the page, is resumed, and does it again */
+    alarm(0);
+    pthread_join(t, NULL);
+    if (maps_unreadable) {
+        print_message("  skipped: /proc/PID/maps is not readable\n");
+        skip();
+    }
+    assert_true(seen_forbidden);
 }
