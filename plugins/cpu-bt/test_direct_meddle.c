@@ -158,6 +158,13 @@ static void meddle_once(uint64_t offset, unsigned set)
         assert_non_null(p);
     }
     was_native();
+    put_accesses(); /* so that forbidden code can tell, and a forged frame be read */
+    write_at(DATA, 0);
+    expect_syscall();
+    try_at(READ, STACK - 4096 + 64);
+    expect_syscall();
+    if (!(p = current_proc()))
+        return;
     patch64(CODE + 16 + 6, p->base + offset);
     meddling_registers(set, p, 0);
     *user64(DATA) = 0;
