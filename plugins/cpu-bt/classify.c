@@ -256,8 +256,10 @@ static void set_writes(struct insn *x)
     x->gpr_wr = 0;
     for (unsigned i = 0; i < x->d.operand_count; i++)
         if (x->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && is_gpr(x->op[i].reg.value) &&
-            (x->op[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
-            x->gpr_wr |= 1u << reg_number(x->op[i].reg.value, &high) % (high ? 4 : 16);
+            (x->op[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)) {
+            unsigned n = reg_number(x->op[i].reg.value, &high);
+            x->gpr_wr |= 1u << n % (high ? 4 : 16);
+        }
 }
 
 void trans_classify(struct trans *t, struct insn *x)

@@ -10,6 +10,7 @@
 #include "sys.h"
 #include <errno.h>
 #include <linux/mman.h>
+#include <poll.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 
@@ -30,6 +31,11 @@
 #define FLAGS_PROGRAM (BT_ARITH | BT_DF | BT_ID | BT_NT)
 #define CS_PROGRAM 0x33 /* Linux's selectors, which a host and its guest share */
 #define SS_PROGRAM 0x2b
+
+/* What a helper adds to its eventfd: two values by turns, of which no multiple of one is the other, so that what was told
+ * before it had new orders is not taken for an answer to them. */
+#define EXIT_VALUE (1ull << 40)
+#define NOT_RUN 0x1000 /* in a frame: no signal has come since the registers were put there; no vector has this number */
 
 static inline long sys4(long nr, long a, long b, long c, long d)
 {
@@ -55,6 +61,8 @@ bool bt_direct_wait(struct bt_vcpu *c, struct direct_proc *p, bool resume)
 {
     uint64_t cookie = p->cookie, n;
     long rc;
+    p->one = p->one == EXIT_VALUE ? EXIT_VALUE + 1 : EXIT_VALUE;
+    p->zone->orders.one = p->one;
     p->zone->report.failed = 0;
     p->zone->orders.resume = resume;
     p->zone->orders.frame = p->base + p->uc;
@@ -65,8 +73,10 @@ bool bt_direct_wait(struct bt_vcpu *c, struct direct_proc *p, bool resume)
     c->in_code = 0;
     atomic_signal_fence(memory_order_seq_cst);
     p->zone->orders.n_ops = 0;
-    if (rc == 8 && !atomic_load(&p->dead))
+    bool dead = atomic_load(&p->dead);
+    if (rc == 8 && n == p->one && !dead)
         return true;
+    c->st.direct_meddled += !dead; /* what it tells is left over from before: it has told of an exit that did not happen */
     bt_direct_lost(c, p);
     return false;
 }
@@ -76,6 +86,10 @@ void bt_direct_lost(struct bt_vcpu *c, struct direct_proc *p)
     c->st.direct_lost++;
     atomic_store(&p->dead, 1);
     sys4(SYS_pidfd_send_signal, p->pidfd, SIGKILL, 0, 0);
+    /* It must not run on, with pages that the guest is about to use for something else. */
+    struct pollfd f = {.fd = p->pidfd, .events = POLLIN};
+    while (sys4(SYS_poll, (long)&f, 1, 1000, 0) == -EINTR)
+        ;
     if (p->space)
         bt_direct_drop_space(c, p->space);
 }
@@ -185,6 +199,7 @@ static void registers_in(struct bt_vcpu *c, struct direct_proc *p)
     g[REG_RIP] = (greg_t)c->rip;
     g[REG_EFL] = (greg_t)((bt_rflags(c) & FLAGS_PROGRAM) | BT_IF | 2);
     g[REG_CSGSFS] = (greg_t)p->csgsfs;
+    g[REG_TRAPNO] = NOT_RUN;
     u->uc_mcontext.fpregs = (void *)(p->base + p->fp);
     *(uint64_t *)&u->uc_sigmask = p->uc_mask;
     copy(fp, c->xsave, 464);
@@ -273,13 +288,16 @@ static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p
     const greg_t *g = frame_of(p)->uc_mcontext.gregs;
     uint64_t signal = p->zone->report.signal, trap = (uint64_t)g[REG_TRAPNO], cr2 = (uint64_t)g[REG_CR2];
     uint64_t error = (uint64_t)g[REG_ERR], cs = (uint64_t)g[REG_CSGSFS] & 0xffff;
-    bool lost = p->zone->report.frame != p->base + p->uc - 8;
-    registers_out(c, p);
-    if (lost || c->rip - p->base < sizeof(struct direct_zone)) { /* it meddled with the stub: direct.h says why that ends it */
+    if (p->zone->report.frame != p->base + p->uc - 8 || (uint64_t)g[REG_RIP] - p->base < sizeof(struct direct_zone)) {
+        /* It meddled with the stub: direct.h says why that ends it. The soft tier begins where the helper did, and shows
+         * the program what is there: nothing. Or another program had left the helper waiting with signals on, and a kick
+         * came before this one ran: it has lost nothing. */
         c->st.direct_meddled++;
         bt_direct_lost(c, p);
-        return false; /* the guest's own tables have nothing there: #PF */
+        d->soft = true;
+        return false;
     }
+    registers_out(c, p);
     if (cs != CS_PROGRAM) { /* a far transfer to another code segment of the host's: the guest has its own */
         uint64_t desc = sys_desc_read(c, (uint32_t)cs, BT_EX_GP, 0);
         if (!sys_desc_code(desc) || !sys_desc_p(desc) || sys_desc_dpl(desc) != 3 || sys_desc_l(desc))
@@ -357,6 +375,10 @@ bool bt_direct_run(struct bt_vcpu *c)
         bt_direct_lost(c, p);
         return false;
     }
+    if (bt_direct_zone_taken(c, s)) {
+        d->soft = true;
+        return false;
+    }
     bt_fp_save(c);
     if (!bt_direct_compare(c, s) && !c->vm->direct_eager) {
         s->direct = s->looked = false;
@@ -366,6 +388,8 @@ bool bt_direct_run(struct bt_vcpu *c)
     tsc_order(c, p);
     if (s->fresh) {
         s->fresh = false;
+        if (!bt_direct_flush_orders(c, s)) /* if the last program has spoilt it, it shows now */
+            return false;
         bt_direct_prefetch(c, s);
     }
     if (d->hint) { /* the guest's kernel has just been asked for it */
@@ -395,7 +419,13 @@ bool bt_direct_run(struct bt_vcpu *c)
             c->st.direct_killed++;
             bt_raise(c, BT_EX_UD);
         }
-        if (p->zone->report.failed) {
+        bool ran = frame_of(p)->uc_mcontext.gregs[REG_TRAPNO] != NOT_RUN;
+        if (!ran && !p->zone->report.failed) { /* an exit that did not happen */
+            c->st.direct_meddled++;
+            bt_direct_lost(c, p);
+            bt_raise(c, BT_EX_UD);
+        }
+        if (!ran) {
             p->zone->report.failed = 0;
             c->st.direct_failures++;
             bt_direct_drop_space(c, s);

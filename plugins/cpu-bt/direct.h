@@ -38,7 +38,12 @@
  *     eventfds, are pinned by the filter to their arguments, and lead into the
  *     stub's own waiting;
  *   - whoever jumps into the stub may be interrupted there, with the cookie in
- *     the frame: so an exit whose RIP lies in the zone ends that helper.
+ *     the frame: so an exit whose RIP lies in the zone ends that helper;
+ *   - a program can tell of an exit that did not happen, once: then the stub
+ *     waits, as after any. What it tells besides - a signal may come late, with
+ *     nothing to hold it off - has the value of last time, or finds the frame
+ *     as the vCPU left it: that ends the helper too. So the vCPU never goes on
+ *     while the program runs.
  *   What the vCPU reads from the zone is taken for what a program could have
  *   put into its registers, and is checked as such.
  *
@@ -69,7 +74,7 @@ struct direct_op { /* one system call */
 };
 /* Written by the vCPU; the helper can only read it. Offsets are known to direct_stub.S. */
 struct direct_orders {
-    uint64_t one;     /* what the stub writes to tell of an exit */
+    uint64_t one;     /* what the stub writes to tell of an exit; changes each time */
     uint64_t n_ops;
     uint64_t resume;  /* 0: tell when done, and wait again */
     uint64_t frame;   /* RSP for rt_sigreturn */
@@ -104,6 +109,7 @@ struct direct_proc {
     _Atomic uint32_t dead; /* set by the reaper's thread */
     bool tsc_faults;       /* RDTSC traps */
     uint64_t cookie;
+    uint64_t one; /* what the next exit must tell */
     struct direct_zone *zone; /* our mapping of it */
     uint64_t base;            /* where the helper has it */
     uint64_t uc, fp;          /* in the zone: its ucontext_t, the XSAVE area */
@@ -182,6 +188,7 @@ bool bt_direct_give_proc(struct bt_vcpu *c, struct direct_space *s);
 void bt_direct_drop_space(struct bt_vcpu *c, struct direct_space *s);
 /* Orders for what must go; false: it is another program that has these page tables now. */
 bool bt_direct_compare(struct bt_vcpu *c, struct direct_space *s);
+bool bt_direct_zone_taken(struct bt_vcpu *c, const struct direct_space *s); /* the guest has something of its own there */
 bool bt_direct_room(struct bt_vcpu *c, struct direct_space *s);
 /* Orders for what is likely to be needed. */
 void bt_direct_prefetch(struct bt_vcpu *c, struct direct_space *s);

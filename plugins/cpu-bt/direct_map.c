@@ -39,13 +39,14 @@ struct leaf {
     const uint64_t *table;
     uint64_t large;    /* the entry, 0: table */
     bool wr, us, nx;   /* of the levels above */
+    bool huge;         /* 1 GiB: not found */
 };
 
 static bool leaf_find(struct bt_vcpu *c, uint64_t root, uint64_t lin, struct leaf *l)
 {
     uint64_t table = root;
     l->wr = l->us = true;
-    l->nx = false;
+    l->nx = l->huge = false;
     l->large = 0;
     for (unsigned shift = 39; shift >= 21; shift -= 9) {
         const uint64_t *p = guest_ptr(c, table + (lin >> shift & 511) * 8);
@@ -53,8 +54,10 @@ static bool leaf_find(struct bt_vcpu *c, uint64_t root, uint64_t lin, struct lea
         if (!(e & PTE_P))
             return false;
         if (e & PTE_PS) {
-            if (shift != 21) /* 1 GiB: programs seldom have them, and INVLPG would reach far */
+            if (shift != 21) { /* 1 GiB: programs seldom have them, and INVLPG would reach far */
+                l->huge = true;
                 return false;
+            }
             l->large = e & ~0x1fe000ull;
             return true;
         }
@@ -78,6 +81,17 @@ static uint64_t leaf_entry(const struct leaf *l, unsigned i)
     if (l->nx)
         e |= PTE_NX;
     return e & (PTE_KEPT | PTE_W | PTE_D | PTE_A);
+}
+
+bool bt_direct_zone_taken(struct bt_vcpu *c, const struct direct_space *s)
+{
+    struct leaf l;
+    if (!leaf_find(c, s->root, s->proc->base, &l))
+        return l.huge;
+    for (unsigned i = 0; i < sizeof(struct direct_zone) / 4096; i++) /* it does not cross 2 MiB */
+        if (leaf_entry(&l, i))
+            return true;
+    return false;
 }
 
 /* --- regions ------------------------------------------------------------------------------- */

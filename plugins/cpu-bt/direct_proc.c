@@ -314,6 +314,7 @@ static int proc_make(struct bt_vm *vm, struct direct_proc *p, struct hvx_error *
     else if (!learn_frame(p))
         rc = hvx_fail(err, -ENOTSUP, "this host's signal frames have another form than expected");
     memset(p->zone->stack, 0, 4096); /* the filter, and in it the cookie */
+    memset(p->zone->code + (direct_stub_init - direct_stub), 0xf4, (size_t)(direct_stub_end - direct_stub_init)); /* HLT */
     o->n_ops = 0;
 out:
     if (plan.zone_fd >= 0)

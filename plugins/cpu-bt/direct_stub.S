@@ -66,11 +66,15 @@ wait:
     shl $32, %rbp
     shr $32, %rbx
     shl $32, %rbx
-    mov AT(N_OPS), %r12
+    xor %r12d, %r12d
+next: /* where an order lies is found out each time: whoever jumps in here has one call of his own, not a list of them */
+    cmp AT(N_OPS), %r12
+    jae done
+    mov %r12d, %eax
+    and $511, %eax
+    shl $6, %eax
     lea AT(OPS), %r13
-next:
-    test %r12, %r12
-    jz done
+    add %rax, %r13
     mov (%r13), %rax
     mov 8(%r13), %rdi
     mov 16(%r13), %rsi
@@ -83,8 +87,7 @@ next:
     syscall
     cmp $-4095, %rax
     jae failed
-    add $64, %r13
-    dec %r12
+    inc %r12
     jmp next
 failed:
     mov %rax, AT(R_FAILED)
@@ -121,7 +124,7 @@ resume:
     syscall
     hlt
 /* Once, with no filter yet: the orders are carried out as they are - they take away everything but the zone, and load
- * the filter - and the first signal makes the first frame. Results but the last do not matter. */
+ * the filter - and the first signal makes the first frame. Then this is overwritten: nobody shall have a use for it. */
 direct_stub_init:
     mov AT(N_OPS), %r12
     lea AT(OPS), %r13

@@ -391,7 +391,7 @@ static void vcpu_reset(struct hvx_vcpu *v) { bt_vcpu_init((struct bt_vcpu *)v, f
 static int vcpu_run(struct hvx_vcpu *v, struct hvx_exit *exit)
 {
     struct bt_vcpu *c = (struct bt_vcpu *)v;
-    if (!bt_thread_is(c))
+    if (!bt_thread_is(c) || !c->tid) /* another vCPU may have been at this place before */
         bt_signals_thread(c);
     bt_kd_start(c);
     int rc = bt_vcpu_run(c, exit);
