@@ -172,6 +172,8 @@ void bt_chain(struct bt_vcpu *c, uint32_t i, struct bt_block *to)
             if (k->n_straddle == 1024)
                 return;
             k->straddle[k->n_straddle++] = i;
+            uint32_t h = bt_code_filter_hash(b + 4096); /* nothing else may tell that the next page matters */
+            k->code_filter[1][h >> 6] |= 1ull << (h & 63);
         }
     } else if (cross) {
         if (k->n_xpage == BT_XPAGE_MAX)
