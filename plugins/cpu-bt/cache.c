@@ -285,7 +285,9 @@ void bt_block_drop(struct bt_vcpu *c, struct bt_block *b)
         struct bt_exit *x = &k->exits[b->exits + i];
         if (x->kind == BT_EXIT_DIRECT)
             bt_unchain(c, b->exits + i);
-        if (x->kind == BT_EXIT_OTHER) { /* who comes back must not go on in here */
+        /* Who comes back must not go on in here. Only a trace's landing would: others jump, which is unchained above;
+         * but then each return went through C. */
+        if (x->kind == BT_EXIT_OTHER) {
             uint8_t *p = (uint8_t *)(uintptr_t)x->site - 2;
             p[0] = 0x90; /* JNE -> NOP; JMP */
             p[1] = 0xe9;

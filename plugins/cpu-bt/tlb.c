@@ -257,7 +257,7 @@ void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin)
             m->itlb[t][j].vpage = ~0ull;
     }
     m->space->psc_gen = mmu_new_gen(m);
-    bt_ret_empty(c, 1); /* returns to a page need not be in the filter */
+    bt_ret_empty(c, 1); /* the filter knows where jumps lead, not where calls return to */
     bool large = large_invalidate(c, lin);
     if (large)
         m->space->gen = mmu_new_gen(m), m->kgen = mmu_new_gen(m);
