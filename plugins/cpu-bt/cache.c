@@ -172,6 +172,8 @@ void bt_chain(struct bt_vcpu *c, uint32_t i, struct bt_block *to)
             if (k->n_straddle == 1024)
                 return;
             k->straddle[k->n_straddle++] = i;
+            uint32_t h = bt_code_filter_hash(b + 4096); /* nothing else may tell that the next page matters */
+            k->code_filter[1][h >> 6] |= 1ull << (h & 63);
         }
     } else if (cross) {
         if (k->n_xpage == BT_XPAGE_MAX)
@@ -283,7 +285,9 @@ void bt_block_drop(struct bt_vcpu *c, struct bt_block *b)
         struct bt_exit *x = &k->exits[b->exits + i];
         if (x->kind == BT_EXIT_DIRECT)
             bt_unchain(c, b->exits + i);
-        if (x->kind == BT_EXIT_OTHER) { /* who comes back must not go on in here */
+        /* Who comes back must not go on in here. Only a trace's landing would: others jump, which is unchained above;
+         * but then each return went through C. */
+        if (x->kind == BT_EXIT_OTHER) {
             uint8_t *p = (uint8_t *)(uintptr_t)x->site - 2;
             p[0] = 0x90; /* JNE -> NOP; JMP */
             p[1] = 0xe9;

@@ -417,7 +417,7 @@ void bt_direct_uncode(struct bt_vcpu *c, uint64_t pa)
     struct bt_page_chunk *ch = bt_chunk(c->vm, pa);
     pa &= ~0xfffull;
     bt_invalidate_local(c, pa, 4096, NULL);
-    if (ch)
+    if (ch && !c->marking) /* else the translator is about to read such a page, this one perhaps: claim() finds the mark */
         atomic_fetch_and(&ch->code[bt_chunk_page(pa)], ~(1ull << c->index));
 }
 

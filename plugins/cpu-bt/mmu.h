@@ -108,6 +108,7 @@ struct bt_mmu {
     struct bt_kcode kcode[BT_KCODE_MAX]; /* 0 is never used */
     uint32_t n_kcode, kcode_head[BT_KCODE_HASH];
     bool kcode_local; /* some of it is not in global pages */
+    bool global_ucode; /* some code of programs is in global pages */
     struct bt_space spaces[BT_SPACES];
     struct bt_ucode ucode;
 };
@@ -147,11 +148,14 @@ static inline struct bt_tlb_entry *mmu_enter(struct bt_vcpu *c, unsigned t, unsi
     e->pa = pa | listed | (global ? BT_TLB_GLOBAL : 0);
     return e;
 }
+/* The page tables were looked at for code: what invalidations have to know of the page. */
+void mmu_code_found(struct bt_vcpu *c, uint64_t lin, const struct bt_walk *w);
 /* Supervisor code may have moved: is it where it was? */
 void mmu_kcode_check(struct bt_vcpu *c);
 
 /* space.c. Forget all spaces; the current one is new. */
 void mmu_spaces_reset(struct bt_vcpu *c);
+void mmu_spaces_drop_others(struct bt_vcpu *c); /* all but the current one */
 
 /* mmu.c: stores to pages with translations. Our own translations of the bytes
  * go before the store, the other vCPUs' after it: they could make them again

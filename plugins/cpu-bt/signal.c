@@ -190,7 +190,9 @@ static void on_fault(int sig, siginfo_t *info, void *ucv)
     const struct bt_block *block;
     const struct bt_map_entry *map = bt_host_map(c, pc, &block);
     if ((map->slot & BT_MAP_DIRECT) && g[REG_TRAPNO] >= 12 && g[REG_TRAPNO] <= 14) {
+        c->ret_sp = (uint64_t)g[REG_RSP]; /* what it does may empty the stack of returns */
         direct = direct_fault(c, g, bt_block_at(c, pc), (uint64_t)(uintptr_t)info->si_addr, rip, &error);
+        g[REG_RSP] = (greg_t)c->ret_sp;
         if (direct == KD_RETRY)
             return;
     }

@@ -48,6 +48,7 @@ void mmu_spaces_reset(struct bt_vcpu *c)
     m->space->pcid = (uint16_t)current_pcid(c);
     m->space->used = true;
     m->space->last = ++m->clock;
+    m->global_ucode = false;
 }
 
 static struct bt_space *find(struct bt_mmu *m, unsigned pcid)
@@ -220,9 +221,14 @@ void bt_tlb_invlpg_pcid(struct bt_vcpu *c, unsigned pcid, uint64_t lin)
         bt_kd_invlpg(c, lin);
 }
 
-void bt_tlb_flush_pcids(struct bt_vcpu *c)
+void mmu_spaces_drop_others(struct bt_vcpu *c)
 {
     for (unsigned i = 0; i < BT_SPACES; i++)
         c->mmu->spaces[i].used &= &c->mmu->spaces[i] == c->mmu->space;
+}
+
+void bt_tlb_flush_pcids(struct bt_vcpu *c)
+{
+    mmu_spaces_drop_others(c);
     bt_tlb_flush_nonglobal(c);
 }

@@ -257,7 +257,7 @@ void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin)
             m->itlb[t][j].vpage = ~0ull;
     }
     m->space->psc_gen = mmu_new_gen(m);
-    bt_ret_empty(c, 1); /* returns to a page need not be in the filter */
+    bt_ret_empty(c, 1); /* the filter knows where jumps lead, not where calls return to */
     bool large = large_invalidate(c, lin);
     if (large)
         m->space->gen = mmu_new_gen(m), m->kgen = mmu_new_gen(m);
@@ -276,6 +276,8 @@ void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin)
         if (x && !kcode_holds(c, x, &local))
             kcode_forget(c);
     }
+    if (m->global_ucode) /* a global page goes in all spaces; what is kept of the others' TLBs has none, their code may */
+        mmu_spaces_drop_others(c);
     bt_kd_invlpg(c, lin);
 }
 
@@ -296,6 +298,13 @@ void bt_tlb_drop_write(struct bt_vcpu *c, uint64_t pa)
 }
 
 /* --- code ------------------------------------------------------------------------ */
+void mmu_code_found(struct bt_vcpu *c, uint64_t lin, const struct bt_walk *w)
+{
+    if (w->shift > 12)
+        large_note(c->mmu, lin, w->shift);
+    c->mmu->global_ucode |= w->global && c->cpl == 3;
+}
+
 const uint8_t *bt_code_page(struct bt_vcpu *c, uint64_t lin, uint64_t *pa)
 {
     struct bt_mmu *m = c->mmu;
@@ -314,8 +323,7 @@ const uint8_t *bt_code_page(struct bt_vcpu *c, uint64_t lin, uint64_t *pa)
             bt_fatal(c, "the guest runs code outside RAM and ROM");
         if (!t)
             kcode_note(c, page, &w);
-        if (w.shift > 12)
-            large_note(m, lin, w.shift);
+        mmu_code_found(c, lin, &w);
         m->itlb[t][i].vpage = page;
         m->itlb[t][i].gen = t ? m->space->gen : m->kgen;
         m->itlb[t][i].pa = w.pa;

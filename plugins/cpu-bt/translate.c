@@ -298,6 +298,9 @@ static uint64_t decode(struct trans *t, uint64_t pa, const uint8_t *host)
                 lin = (uint32_t)lin;
             const uint8_t *h2 = bt_code_page(c, lin, &p);
             bt_codepage_mark(c, p, 15 - here);
+            /* It may have served requests of other vCPUs, one for the first page's bytes perhaps: mark and read them once more. */
+            bt_codepage_mark(c, pa + at, here);
+            memcpy(x->bytes, host + at, here);
             memcpy(x->bytes + here, h2, 15 - here);
             st = ZydisDecoderDecodeFull(dec, x->bytes, 15, &x->d, x->op);
             pa2 = p & ~0xfffull;

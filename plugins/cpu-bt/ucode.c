@@ -98,6 +98,7 @@ static void entered(struct bt_vcpu *c, uint32_t i)
             dissolve(c, i, u->page[i].fails++ == BT_UCODE_FAILS);
             return;
         }
+        mmu_code_found(c, u->page[j].vpage << 12, &w); /* it may run without a further look */
         j = u->page[j].ring;
     } while (j != i);
     rep->gen = m->space->gen;

@@ -8,7 +8,7 @@ KERNELS_32 = kernels/t32_except.elf kernels/t32_paging.elf kernels/t32_segments.
     kernels/bad_ports.elf kernels/bad_triple.elf kernels/bad_flood.elf
 KERNELS_64 = kernels/t64_cpu.elf kernels/t64_modes.elf kernels/t64_model.elf kernels/t64_mm.elf kernels/t64_smc.elf kernels/t64_apic.elf kernels/t64_smp.elf \
     kernels/t64_fpu.elf kernels/t64_strings.elf kernels/t64_async.elf kernels/t64_returns.elf \
-    kernels/t64_smp_direct.elf kernels/t64_direct_random.elf
+    kernels/t64_smp_chains.elf kernels/t64_smp_direct.elf kernels/t64_direct_random.elf
 KERNEL_BOOT = kernels/realmode.img
 kernel_common = kernels/tk.c kernels/tk.h kernels/kernel.ld
 check_DATA = $(KERNELS_32) $(KERNELS_64) $(KERNEL_BOOT)
