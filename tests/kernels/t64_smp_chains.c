@@ -139,7 +139,7 @@ static void large(void)
 /* An instruction reaches into the second page, and nothing else does. */
 static void straddling(void)
 {
-    bool good = true;
+    bool good = true, by_cr3 = true;
     for (unsigned r = 0; r < ROUNDS; r++) {
         tk_word va = fresh();
         uint8_t *p = frame[0];
@@ -159,8 +159,12 @@ static void straddling(void)
         map(0, va + PAGE, frame[2]);
         invlpg(va + PAGE);
         good &= runs(va, 2) && runs(va, 2);
+        map(0, va + PAGE, frame[1]);
+        load(0);
+        by_cr3 &= runs(va, 1) && runs(va, 1);
     }
     CHECK(good, "straddling-jump-invlpg");
+    CHECK(by_cr3, "straddling-jump-cr3");
 }
 
 /* What a call returns to is another page meanwhile. Calls and returns alone lead to it, as from the second time on. */
@@ -204,6 +208,46 @@ static void continuation(void)
     tk_on(3, NULL);
 }
 
+/* The first page is common to two spaces, and goes on by `way`: 0 to the second, common too; 1 to the third, of each
+ * space its own; 2 nowhere. In the one space it first goes another way than in the other. */
+static volatile uint32_t way;
+static bool ways(tk_word va, unsigned s, uint32_t w, uint32_t want)
+{
+    load_pcid(s, false);
+    way = w;
+    return runs(va, want) && runs(va, want);
+}
+static void common_page(void)
+{
+    bool in_page = true, in_second = true;
+    for (unsigned r = 0; r < 2 * ROUNDS; r++) {
+        static const uint8_t cmp[] = {0x83, 0x3c, 0x25, 0, 0, 0, 0, 1, 0x0f}; /* cmp dword [way], 1; je; jb */
+        tk_word va = fresh();
+        uint8_t *p = frame[0];
+        uint32_t at = (uint32_t)(tk_word)&way;
+        fresh();
+        memcpy(p, cmp, sizeof(cmp));
+        memcpy(p + 3, &at, 4);
+        emit_jmp(p + 9, 0x84, 2 * PAGE - 9);
+        p[14] = 0x0f;
+        emit_jmp(p + 15, 0x82, PAGE - 15);
+        emit_end(p + 20, 9);
+        for (unsigned i = 1; i < 4; i++)
+            emit_end(frame[i], i);
+        for (unsigned s = 0; s < 2; s++) {
+            map(s, va, p);
+            map(s, va + PAGE, frame[1]);
+            map(s, va + 2 * PAGE, frame[2 + s]);
+        }
+        if (r & 1)
+            in_page &= ways(va, 0, 2, 9) && ways(va, 1, 1, 3) && ways(va, 0, 1, 2);
+        else
+            in_second &= ways(va, 0, 0, 1) && ways(va, 1, 0, 1) && ways(va, 1, 1, 3) && ways(va, 0, 1, 2);
+    }
+    CHECK(in_page, "another-way-in-another-pcid");
+    CHECK(in_second, "another-way-in-another-pcid-after-a-common-one");
+}
+
 static void invpcid(unsigned type, unsigned pcid, tk_word va)
 {
     uint64_t d[2] = {pcid, va};
@@ -214,7 +258,8 @@ static void pcids(void)
 {
     static const char *const names[] = {"second-page-pcids", "second-page-many-pcids", "second-page-other-pcid-loaded",
                                         "second-page-invpcid-address", "second-page-invpcid-context", "second-page-invpcid-all",
-                                        "second-page-global"};
+                                        "second-page-global", "another-way-in-another-pcid",
+                                        "another-way-in-another-pcid-after-a-common-one"};
     uint32_t r[4], r7[4];
     cpuid(1, 0, r);
     cpuid(7, 0, r7);
@@ -282,6 +327,7 @@ static void pcids(void)
         }
         CHECK(good, names[2 + how]);
     }
+    common_page();
     load(0);
     WRITE_REG("cr4", READ_REG("cr4") & ~(tk_word)(1 << 17 | 1 << 7));
 }
