@@ -262,7 +262,8 @@ struct bt_vcpu {
     struct bt_perf_map *perf_map; /* option perf-map: perf_map.c */
     struct bt_mmu *mmu;
     struct bt_direct *direct; /* NULL: the user-direct tier is off */
-    uint64_t user_from, user_ran; /* host counter when a program was let go on, 0: it came back; how long it ran. For samples: direct.c */
+    uint64_t user_from; /* host's counter when a program was let go on, 0: it has come back. Samples: direct.c */
+    uint64_t user_ran;  /* how long it ran then */
     struct bt_apic *apic; /* apic.c */
     struct bt_tlb_entry *tlb[2];  /* [0] supervisor, [1] user */
     uint32_t *jc[2];              /* jump caches, likewise */
