@@ -94,12 +94,16 @@ static void page_link(struct bt_vcpu *c, struct bt_block *b, unsigned which, uin
     p->blocks = bt_block_index(c, b) << 1 | which;
 }
 
-void bt_block_insert(struct bt_vcpu *c, struct bt_block *b)
+void bt_block_hash(struct bt_vcpu *c, struct bt_block *b)
 {
-    struct bt_cache *k = c->cache;
-    uint32_t *h = &k->hash[block_hash(b->pa, b->rip, b->mode)];
+    uint32_t *h = &c->cache->hash[block_hash(b->pa, b->rip, b->mode)];
     b->hash_next = *h;
     *h = bt_block_index(c, b);
+}
+
+void bt_block_insert(struct bt_vcpu *c, struct bt_block *b)
+{
+    bt_block_hash(c, b);
     page_link(c, b, 0, b->pa);
     if (b->pa2)
         page_link(c, b, 1, b->pa2);
@@ -156,7 +160,7 @@ void bt_chain(struct bt_vcpu *c, uint32_t i, struct bt_block *to)
     struct bt_cache *k = c->cache;
     struct bt_exit *x = &k->exits[i];
     struct bt_block *from = &k->blocks[x->from];
-    if (from->dead || to->dead || x->to)
+    if (from->dead || to->dead || x->to || from->unlinked) /* it stays unlinked: the next kick would do nothing */
         return;
     uint64_t a = from->rip + from->cs_base, b = x->target + from->cs_base;
     if ((from->mode & BT_MODE_CODE) != BT_MODE_CODE64)

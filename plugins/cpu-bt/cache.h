@@ -56,8 +56,8 @@
 #define BT_HOT 2u         /* kicks that found an exit taken, until it is followed */
 #define BT_TRACE 0x100u   /* with the branches that a block follows: it is a trace, and goes on over jumps and calls */
 #define BT_NO_BRANCH 15u
-/* Hot and cold code: room for some 300,000 blocks, a compiler and a kernel. All vCPUs' share the low 2 GiB. */
-#define BT_CODE_BYTES(vcpus) ((vcpus) <= 8 ? 40u << 20 : 20u << 20)
+/* Hot and cold code: room for some 230,000 blocks, a compiler and a kernel. All vCPUs' share the low 2 GiB. */
+#define BT_CODE_BYTES(vcpus) ((vcpus) <= 8 ? 48u << 20 : 20u << 20)
 #define BT_MAX_BLOCKS (512u * 1024)
 #define BT_MAX_EXITS (3u * 1024 * 1024)
 #define BT_MAX_MAP (12u * 1024 * 1024)
@@ -80,8 +80,8 @@ struct bt_block {
     uint32_t in_head; /* exits chained to this block, 0 ends */
     uint32_t map;     /* first index into map[] */
     uint16_t n_map, len;
-    uint8_t n_exits, n_insns, dead, live_in;
-    uint32_t unlinked;
+    uint8_t n_exits, n_insns, unlinked, dead : 1, live_in : 1;
+    uint32_t made; /* when, or moved: relocate.c */
     uint32_t recipes; /* first index */
     uint32_t relocs, pa_next; /* what a copy elsewhere must put right, the next one that can be copied: relocate.c */
     uint16_t n_relocs;
@@ -183,6 +183,7 @@ struct bt_block *bt_block_find(struct bt_vcpu *c, uint64_t pa, uint64_t rip, uin
 /* Make one; raises #PF when code cannot be fetched. translate.c */
 struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, uint64_t pa, const uint8_t *host, unsigned follow);
 void bt_block_insert(struct bt_vcpu *c, struct bt_block *b);
+void bt_block_hash(struct bt_vcpu *c, struct bt_block *b); /* only that it can be found */
 void bt_block_drop(struct bt_vcpu *c, struct bt_block *b);
 void bt_chain(struct bt_vcpu *c, uint32_t exit, struct bt_block *to);
 void bt_unlink_block(struct bt_vcpu *c, struct bt_block *b); /* async-signal-safe on the owner thread */
@@ -197,7 +198,7 @@ bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_b
 void bt_exit_open(struct bt_cache *k, struct bt_exit *x); /* an indirect exit as it was made */
 void bt_ret_empty(struct bt_vcpu *c, unsigned t); /* forget a stack of returns */
 bool bt_cache_room(struct bt_vcpu *c); /* for one more block */
-/* relocate.c: what a new block holds of its address; a copy of a block for other addresses, or NULL. */
+/* relocate.c: what a new block holds of its address; one for another address, copied or moved there, or NULL. */
 struct bt_relocs;
 void bt_relocs_keep(struct bt_vcpu *c, struct bt_block *b, const struct bt_relocs *r);
 struct bt_block *bt_block_moved(struct bt_vcpu *c, uint64_t pa, uint64_t rip, uint32_t mode);

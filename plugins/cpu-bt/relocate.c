@@ -7,6 +7,12 @@
  * RIP in few places: these are noted when a block is made, and the block is
  * copied and put right instead of being translated again. Only 64-bit code of
  * programs above 4 GiB, where each such constant has its long form.
+ *
+ * Most programs do not run for long, and their copies would fill the cache:
+ * where a block is at BT_COPIES addresses, the one that has been at its own for
+ * longest is put right where it lies, and is gone from there. One that came
+ * less than BT_COPY_AGE ago stays: programs that run in turn get copies of
+ * their own rather than take them from each other over and over.
  */
 #include "cache.h"
 #include "emit.h"
@@ -14,7 +20,20 @@
 #include "perf_map.h"
 #include "phys.h"
 
+#define BT_COPIES 2u
+#define BT_COPY_AGE 64u /* by now(): some 30 ms */
+
+static inline uint32_t now(void) { return (uint32_t)(bt_host_tsc() >> 20); }
 static inline uint32_t pa_hash(uint64_t pa) { return (uint32_t)((pa * 0x9e3779b97f4a7c15ull) >> (64 - BT_PA_HASH_BITS)); }
+
+/* Its copies are found by pa, the latest first. */
+static void list(struct bt_vcpu *c, struct bt_block *b)
+{
+    uint32_t *h = &c->cache->pa_hash[pa_hash(b->pa)];
+    b->pa_next = *h;
+    *h = bt_block_index(c, b);
+    b->made = now();
+}
 
 void bt_relocs_keep(struct bt_vcpu *c, struct bt_block *b, const struct bt_relocs *r)
 {
@@ -32,9 +51,7 @@ void bt_relocs_keep(struct bt_vcpu *c, struct bt_block *b, const struct bt_reloc
     }
     b->n_relocs = (uint16_t)r->n;
     k->n_relocs += r->n;
-    uint32_t *h = &k->pa_hash[pa_hash(b->pa)];
-    b->pa_next = *h;
-    *h = bt_block_index(c, b);
+    list(c, b);
 }
 
 static void copy(uint8_t *to, const uint8_t *from, size_t n)
@@ -107,6 +124,10 @@ static void move_exits(struct bt_vcpu *c, const struct move *m, const struct bt_
             continue;
         }
         bt_exit_open(k, x);
+        if (x->kind == BT_EXIT_OTHER) { /* as it was before bt_block_drop() */
+            site[-2] = 0x0f;
+            site[-1] = 0x85;
+        }
         if (x->target) { /* mov r15d, [its place in the jump cache] stands before it */
             x->target += m->rip;
             uint32_t at = e_abs(&c->jc[1][bt_jc_index(x->target)]);
@@ -115,21 +136,49 @@ static void move_exits(struct bt_vcpu *c, const struct move *m, const struct bt_
     }
 }
 
+/* Take b from its address to another one. Nothing of it runs. A stack of returns
+ * may hold its landings: they are good at the new address. */
+static struct bt_block *move(struct bt_vcpu *c, struct bt_block *b, uint64_t rip)
+{
+    struct bt_cache *k = c->cache;
+    struct move m = {b, 0, 0, rip - b->rip};
+    bt_block_drop(c, b);
+    uint32_t *pp = &k->pa_hash[pa_hash(b->pa)];
+    while (*pp != bt_block_index(c, b))
+        pp = &k->blocks[*pp].pa_next;
+    *pp = b->pa_next;
+    b->dead = 0; /* its page has it still */
+    b->rip = rip;
+    put_right(k, &m, b);
+    move_exits(c, &m, b);
+    bt_block_hash(c, b);
+    list(c, b);
+    bt_perf_map_block(c, b);
+    c->st.moved++;
+    return b;
+}
+
 struct bt_block *bt_block_moved(struct bt_vcpu *c, uint64_t pa, uint64_t rip, uint32_t mode)
 {
     struct bt_cache *k = c->cache;
-    const struct bt_block *from = NULL;
+    struct bt_block *from = NULL, *oldest = NULL;
+    unsigned copies = 0;
     if ((mode & BT_MODE_CPL) != 3 || (mode & BT_MODE_CODE) != BT_MODE_CODE64 || rip >> 32 == 0 || c->dbg.any_exec)
         return NULL;
     for (uint32_t i = k->pa_hash[pa_hash(pa)]; i; i = k->blocks[i].pa_next) {
-        const struct bt_block *b = &k->blocks[i];
+        struct bt_block *b = &k->blocks[i];
         if (b->pa == pa && b->mode == mode && !b->dead && !((b->rip ^ rip) & 0xfff)) {
-            from = b;
-            break;
+            from = from ? from : b;
+            oldest = b;
+            copies++;
         }
     }
     /* its last bytes must be long constants at the new place, too */
-    if (!from || (rip + from->len + 0x7fffffff) >> 47 || !bt_cache_room(c))
+    if (!from || (rip + from->len + 0x7fffffff) >> 47)
+        return NULL;
+    if (copies >= BT_COPIES && !oldest->unlinked && now() - oldest->made >= BT_COPY_AGE)
+        return move(c, oldest, rip);
+    if (!bt_cache_room(c))
         return NULL;
     uint32_t bi = k->n_blocks++;
     struct bt_block *b = &k->blocks[bi];
@@ -148,10 +197,9 @@ struct bt_block *bt_block_moved(struct bt_vcpu *c, uint64_t pa, uint64_t rip, ui
     b->end = from->end + m.hot;
     b->cold = from->cold + m.cold;
     b->cold_end = from->cold_end + m.cold;
-    b->hash_next = b->in_head = b->pa_next = 0;
+    b->hash_next = b->in_head = 0;
     b->page_next[0] = b->page_next[1] = 0;
     b->unlinked = 0;
-    b->n_relocs = 0;
     b->exits = k->n_exits;
     k->n_exits += b->n_exits;
     b->map = k->n_map;
@@ -163,6 +211,7 @@ struct bt_block *bt_block_moved(struct bt_vcpu *c, uint64_t pa, uint64_t rip, ui
     put_right(k, &m, b);
     move_exits(c, &m, b);
     bt_block_insert(c, b);
+    list(c, b);
     bt_perf_map_block(c, b);
     c->st.moved++;
     return b;

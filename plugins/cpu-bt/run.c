@@ -191,7 +191,8 @@ uint64_t bt_exit_c(struct bt_vcpu *c, uint32_t exit)
         return k->stub_leave;
     }
     struct bt_block *b = find(c, c->mode | (x->plain ? BT_MODE_PLAIN : 0));
-    bool usual = !from->dead && (from->mode & ~BT_MODE_PLAIN) == c->mode;
+    /* It may have been moved itself: then the exit is another one. */
+    bool usual = !from->dead && x->target == c->rip && (from->mode & ~BT_MODE_PLAIN) == c->mode;
     if (!b) {
         k->chain_exit = usual ? exit : 0;
         c->force_plain = x->plain;
