@@ -16,14 +16,14 @@
 
 /* Times in units of 256 cycles of the host's counter, some 0.1 us. */
 #define SHIFT 8
-#define ENTER_MEAN 200  /* in the soft tier, between two entries of the kernel, so that it pays */
+#define ENTER_MEAN 300  /* in the soft tier, between two entries of the kernel, so that it pays */
 #define ENTER_CREDIT 20000 /* and for some 2 ms: a helper is not given to programs that are about to end */
 #define COLD 2            /* translations made or moved, for each entry of the kernel: a program that is new to the soft tier */
 #define COLD_CREDIT 1000
-#define LEAVE_MEAN 60   /* in the helper, getting into the program and out of it included (10), the switches not */
+#define LEAVE_MEAN 90   /* in the helper, getting into the program and out of it included (10), the switches not */
 #define NEW_CODE 300
 #define FIRST_MEAN (3 * LEAVE_MEAN)
-#define LONG (60 * LEAVE_MEAN)
+#define LONG (40 * LEAVE_MEAN)
 #define HOLD_FIRST 20000 /* some 2 ms before the next try; doubles with each failure */
 #define BACKOFF_MAX 6
 #define LOOK_EVERY 16   /* system calls between two looks at the clock */
