@@ -284,7 +284,7 @@ struct bt_vcpu {
             direct_pages, direct_unmaps, direct_compares, direct_uncoded, direct_failures, direct_lost, direct_killed,
             direct_meddled;
         uint64_t kd_maps, kd_faults, kd_soft, kd_unmaps, kd_checks;
-        uint64_t kicks, unchains, halts, jc_miss, code_bytes, syscalls, cr3_loads, insns_translated, translate_cycles, sync_requests;
+        uint64_t kicks, unchains, halts, jc_miss, inline_miss, inline_learnt, inline_opened, code_bytes, syscalls, cr3_loads, insns_translated, translate_cycles, sync_requests;
     } st;
 
     __attribute__((aligned(64))) uint8_t xsave[HVX_XSAVE_MAX]; /* guest x87/SSE/AVX state while !fp_live */

@@ -207,6 +207,48 @@ void bt_chain(struct bt_vcpu *c, uint32_t i, struct bt_block *to)
     c->st.chains++;
 }
 
+/* An inline cache's code, made by translate.c: at the site, the rel32 field, it jumps to the target's block. */
+#define INLINE_COMPARE 20 /* before it: MOV R15, target; CMP R14, R15; JNE */
+static bool is_call(const struct bt_exit *x) { return ((const uint8_t *)(uintptr_t)x->site)[-1] == 0xe8; }
+
+void bt_inline_forget(struct bt_exit *x)
+{
+    uint8_t *p = (uint8_t *)(uintptr_t)x->site - INLINE_COMPARE;
+    p[0] = 0xe9; /* to where the JNE goes */
+    e_patch32(p + 1, is_call(x) ? x->stub - BT_INLINE_CALL_STUB : x->stub);
+    x->heat = BT_INLINE_TRIES;
+}
+
+static bool inline_knows(const struct bt_exit *x, uint64_t rip)
+{
+    return ((const uint8_t *)(uintptr_t)x->site)[-INLINE_COMPARE] == 0x49 && x->target == rip;
+}
+
+void bt_inline_learn(struct bt_vcpu *c, uint32_t exit, uint64_t rip, struct bt_block *to)
+{
+    struct bt_exit *x = &c->cache->exits[exit];
+    uint8_t *p = (uint8_t *)(uintptr_t)x->site - INLINE_COMPARE;
+    if (inline_knows(x, rip)) { /* unchained since */
+        bt_chain(c, exit, to);
+        if (x->to)
+            return;
+    }
+    bt_unchain(c, exit);
+    if (!x->heat) { /* to the look-up behind the jump, or behind the call and its jump to the landing */
+        p[0] = 0xeb;
+        p[1] = INLINE_COMPARE - 2 + 4 + (is_call(x) ? 2 : 0);
+        c->st.inline_opened++;
+        return;
+    }
+    x->heat--;
+    x->target = rip;
+    p[0] = 0x49;
+    p[1] = 0xbf;
+    __builtin_memcpy(p + 2, &rip, 8);
+    bt_chain(c, exit, to);
+    c->st.inline_learnt++;
+}
+
 void bt_xpage_unchain(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
@@ -287,7 +329,7 @@ void bt_block_drop(struct bt_vcpu *c, struct bt_block *b)
     }
     for (unsigned i = 0; i < b->n_exits; i++) {
         struct bt_exit *x = &k->exits[b->exits + i];
-        if (x->kind == BT_EXIT_DIRECT)
+        if (bt_exit_chains(x))
             bt_unchain(c, b->exits + i);
         /* Who comes back must not go on in here. Only a trace's landing would: others jump, which is unchained above;
          * but then each return went through C. */
@@ -370,7 +412,7 @@ void bt_unlink_block(struct bt_vcpu *c, struct bt_block *b)
     atomic_store_explicit(&k->n_unlinked, n + 1, memory_order_relaxed);
     for (unsigned i = 0; i < b->n_exits; i++) {
         struct bt_exit *x = &k->exits[b->exits + i];
-        if (x->kind != BT_EXIT_DIRECT)
+        if (!bt_exit_chains(x))
             exit_patch_indirect(k, x, true);
         else if (x->to)
             exit_patch(x, x->stub);
@@ -389,7 +431,7 @@ void bt_relink(struct bt_vcpu *c)
         b->unlinked = 0;
         for (unsigned i = 0; i < b->n_exits; i++) {
             struct bt_exit *x = &k->exits[b->exits + i];
-            if (x->kind != BT_EXIT_DIRECT)
+            if (!bt_exit_chains(x))
                 exit_patch_indirect(k, x, false);
             else if (x->to)
                 exit_patch(x, x->flags_by_fn ? k->blocks[x->to].a : k->blocks[x->to].b);

@@ -20,6 +20,13 @@
  *   there: the other way of a branch is the side exit then. So blocks grow along
  *   the paths that run, and nothing is counted where they run.
  *
+ * Inline caches
+ *   Before an indirect jump or call of 64-bit code looks into the jump cache, it
+ *   compares the target with the one it had the last time (BT_EXIT_INLINE), and
+ *   is chained to that one as a direct exit is. Another target comes through C,
+ *   and is the one from then on; where that has happened BT_INLINE_TRIES times
+ *   there are many, and the jump cache alone serves the site.
+ *
  * Exits are patchable. A direct exit's rel32 points to its stub, or, chained,
  * into the target block. An indirect exit ends in `jmp r15` padded to five
  * bytes. To stop a running vCPU, the kick signal points all exits of the block
@@ -54,6 +61,7 @@
 #define BT_MAX_CALLS 4    /* likewise */
 #define BT_MAX_TRACED 8   /* branches of a trace */
 #define BT_HOT 2u         /* kicks that found an exit taken, until it is followed */
+#define BT_INLINE_TRIES 4u
 #define BT_TRACE 0x100u   /* with the branches that a block follows: it is a trace, and goes on over jumps and calls */
 #define BT_NO_BRANCH 15u
 /* Hot and cold code: room for some 230,000 blocks, a compiler and a kernel. All vCPUs' share the low 2 GiB. */
@@ -94,8 +102,8 @@ struct bt_kept_reloc {
 #define BT_RET_BYTES (32u << 10) /* a stack of returns: 4096 */
 #define BT_RET_SPARE 128u        /* above it, the empty stack's entry */
 #define BT_RET_KEPT 512u         /* what stays when it is full */
-/* OTHER: the landing's way out when the return address is another one. */
-enum { BT_EXIT_DIRECT, BT_EXIT_INDIRECT, BT_EXIT_CALL, BT_EXIT_RET, BT_EXIT_OTHER };
+/* OTHER: the landing's way out when the return address is another one. INLINE: the inline cache before an INDIRECT or CALL. */
+enum { BT_EXIT_DIRECT, BT_EXIT_INDIRECT, BT_EXIT_CALL, BT_EXIT_RET, BT_EXIT_OTHER, BT_EXIT_INLINE };
 struct bt_exit {
     uint64_t target; /* guest RIP */
     uint32_t site;   /* rel32 field, or the jmp r15 */
@@ -104,8 +112,9 @@ struct bt_exit {
     uint8_t kind;
     uint8_t flags_by_fn : 1, plain : 1 /* to the plain twin: gen_group.c */, branch : 4 /* number of the conditional branch */;
     uint8_t alt;  /* from the stub to another one, for good: by the jump cache; 0: none */
-    uint8_t heat; /* so many kicks until it is followed; 0: never */
+    uint8_t heat; /* so many kicks until it is followed; 0: never; INLINE: so many targets until there are too many */
 };
+static inline bool bt_exit_chains(const struct bt_exit *x) { return x->kind == BT_EXIT_DIRECT || x->kind == BT_EXIT_INLINE; }
 /* From host address to guest instruction: sorted by host within a block, hot
  * entries first, then cold ones. */
 struct bt_map_entry {
@@ -153,7 +162,7 @@ struct bt_cache {
     uint64_t jc_cs_base[2];
     uint64_t code_filter[2][64];   /* hashed pages with jump cache entries */
     /* stubs */
-    uint32_t stub_stack, stub_stack_try, stub_slow, stub_try, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_leave, stub_go, stub_unlink,
+    uint32_t stub_stack, stub_stack_try, stub_slow, stub_try, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_inline, stub_leave, stub_go, stub_unlink,
         stub_irq, stub_careful, stub_segfault, stub_flags_slot, stub_flags[8][4];
     uint32_t stub_ret_empty[2], stub_ret_other[2], stub_ret_end[2];
     uint32_t ret_top[2];   /* the empty stacks of returns */
@@ -165,6 +174,7 @@ struct bt_cache {
     _Atomic uint32_t n_unlinked;
     uint64_t helper_ret; /* return address of a memory helper into a block, 0 when none runs */
     uint64_t last_ret;   /* where code will go on: for the signal handler */
+    uint32_t inline_exit; /* stubs.c: which inline cache has brought us to C */
     uint32_t chain_exit; /* exit to chain once its target is translated */
     bool smc_hit;        /* the running block was invalidated */
     bool flush_wanted;
@@ -196,6 +206,9 @@ struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create)
 /* The bytes [pa, pa+n) change: drop this vCPU's blocks over them; true when `current` was among them. */
 bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_block *current);
 void bt_exit_open(struct bt_cache *k, struct bt_exit *x); /* an indirect exit as it was made */
+#define BT_INLINE_CALL_STUB 5u /* a call's stub is behind the push of its return address, for who does not come by the call */
+void bt_inline_forget(struct bt_exit *x); /* as it was made */
+void bt_inline_learn(struct bt_vcpu *c, uint32_t exit, uint64_t rip, struct bt_block *to); /* and is chained; or gives up */
 void bt_ret_empty(struct bt_vcpu *c, unsigned t); /* forget a stack of returns */
 bool bt_cache_room(struct bt_vcpu *c); /* for one more block */
 /* relocate.c: what a new block holds of its address; one for another address, copied or moved there, or NULL. */

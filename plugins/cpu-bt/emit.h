@@ -16,7 +16,7 @@
 enum { H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11, H_R12, H_R13, H_R14, H_R15 };
 
 /* A field of a block that depends on where the block is, for the guest or the host: relocate.c. */
-enum bt_reloc_kind { BT_RELOC_REL32, BT_RELOC_RIP, BT_RELOC_EXIT, BT_RELOC_OP };
+enum bt_reloc_kind { BT_RELOC_REL32, BT_RELOC_ABS32, BT_RELOC_RIP, BT_RELOC_EXIT, BT_RELOC_OP };
 struct bt_reloc {
     uint32_t at; /* host address while the block is made, then from the start of its hot or cold code */
     uint8_t kind, cold;

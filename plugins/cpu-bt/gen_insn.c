@@ -63,7 +63,7 @@ static void gen_ret(struct trans *t, struct insn *x)
     gen_load_mem(t, H_R14, size);
     gen_sp_add(t, (int)size + extra);
     if (in_thunk(t, x))
-        gen_exit_indirect(t, 0, false);
+        gen_exit_indirect(t, 0, false, true);
     else
         gen_exit_ret(t);
 }
@@ -206,14 +206,14 @@ void gen_insn(struct trans *t, struct insn *x)
     case K_RET: gen_ret(t, x); break;
     case K_JMP_IND:
         load_target(t, x);
-        gen_exit_indirect(t, 0, false);
+        gen_exit_indirect(t, 0, false, false);
         break;
     case K_CALL_IND:
         load_target(t, x);
         e_store(e, H_R14, &c->tmp[3]);
         push_return(t, x);
         e_load(e, H_R14, &c->tmp[3]);
-        gen_exit_indirect(t, next_rip(t, x), x->goes_on);
+        gen_exit_indirect(t, next_rip(t, x), x->goes_on, false);
         break;
     case K_LOOP: gen_loop(t, x); break;
     }

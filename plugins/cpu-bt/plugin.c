@@ -579,6 +579,9 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
         S(chains, "links");
         S(dispatches, "times");
         S(jc_miss, "times");
+        S(inline_miss, "times");
+        S(inline_learnt, "times");
+        S(inline_opened, "sites");
         S(traces, "times");
         S(c_ops, "times");
         S(slow_accesses, "times");

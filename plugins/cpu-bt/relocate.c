@@ -86,6 +86,11 @@ static void put_right(struct bt_cache *k, const struct move *m, const struct bt_
             __builtin_memcpy(&v, p, 4);
             e_patch32(p, moved(m, old + 4 + v));
             break;
+        case BT_RELOC_ABS32:
+            __builtin_memcpy(&v, p, 4);
+            v = moved(m, v);
+            __builtin_memcpy(p, &v, 4);
+            break;
         case BT_RELOC_RIP:
             __builtin_memcpy(&q, p, 8);
             q += m->rip;
@@ -117,6 +122,11 @@ static void move_exits(struct bt_vcpu *c, const struct move *m, const struct bt_
         x->site = moved(m, x->site);
         x->stub = moved(m, x->stub);
         uint8_t *site = (uint8_t *)(uintptr_t)x->site;
+        if (x->kind == BT_EXIT_INLINE) {
+            bt_inline_forget(x);
+            e_patch32(site, x->stub);
+            continue;
+        }
         if (x->kind == BT_EXIT_DIRECT) {
             x->target += m->rip;
             e_patch32(site, x->stub);

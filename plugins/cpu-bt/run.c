@@ -203,6 +203,27 @@ uint64_t bt_exit_c(struct bt_vcpu *c, uint32_t exit)
     return b->a;
 }
 
+/* An inline cache that has not seen c->rip before, or is not chained. */
+uint64_t bt_inline_c(struct bt_vcpu *c, uint32_t exit)
+{
+    struct bt_cache *k = c->cache;
+    struct bt_exit *x = &k->exits[exit];
+    struct bt_block *from = &k->blocks[x->from];
+    uint64_t at = from->rip;
+    c->cur_exit = BT_X_DONE;
+    if (must_leave(c))
+        return k->stub_leave;
+    c->st.inline_miss++;
+    jc_check(c, c->cpl == 3);
+    struct bt_block *b = find(c, c->mode);
+    if (!b)
+        return k->stub_leave; /* next time */
+    if (from->dead || from->unlinked || from->rip != at || from->mode != c->mode) /* rip: it may have been moved just now */
+        return b->a;
+    bt_inline_learn(c, exit, c->rip, b);
+    return b->a;
+}
+
 uint64_t bt_op_next_c(struct bt_vcpu *c, const struct bt_op *op)
 {
     c->st.c_ops++;

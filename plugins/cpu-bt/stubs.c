@@ -306,6 +306,20 @@ void bt_stubs_emit(struct bt_vcpu *c)
         e_jmp(e, k->stub_go);
     }
 
+    /* inline: the same for an inline cache; r15d = exit index */
+    k->stub_inline = e_here(e);
+    e_store32(e, H_R15, &k->inline_exit);
+    e8(e, 0xff);
+    e_mod_abs(e, 2, e_abs(&c->flags_fn));
+    flags_to_slot(e, c);
+    spill_all(e, c);
+    e_store(e, H_R14, &c->rip);
+    e_store8_imm(e, &c->in_code, 2);
+    native_stack(e, c);
+    e_load32(e, H_RSI, &k->inline_exit);
+    call_c(e, c, (void *)bt_inline_c);
+    e_jmp(e, k->stub_go);
+
     /* ret_empty: a RET that no CALL is known for. ret_other: one that goes elsewhere than its CALL's continuation.
      * r14 = rip, flags by flags_fn. No block to unlink: the kick's handler goes on at jc_miss. */
     for (unsigned t = 0; t < 2; t++) {

@@ -82,7 +82,7 @@ struct insn {
     uint8_t branch;  /* its number in the block */
 };
 
-enum cold_type { COLD_SLOW, COLD_EXIT, COLD_IRQ, COLD_CAREFUL, COLD_ENTRY, COLD_GUARD };
+enum cold_type { COLD_SLOW, COLD_EXIT, COLD_IRQ, COLD_CAREFUL, COLD_ENTRY, COLD_GUARD, COLD_INLINE };
 struct cold {
     uint8_t type;
     uint8_t save_flags; /* they are in RFLAGS */
@@ -95,12 +95,13 @@ struct cold {
     uint32_t tag_abs; /* undo of the XOR: absolute address, or with r15 as index */
     bool indexed;
     bool stack;
+    bool call; /* of an inline cache: rejoin is where it returns to */
     bool far; /* a program's exit to another page: it has a second stub, which uses the jump cache */
     uint32_t exit;
 };
 
 /* PUSH m and POP m with checked segments have four cold paths each; the block's end adds its exits. */
-#define BT_MAX_COLD (BT_MAX_INSNS * 4 + 8)
+#define BT_MAX_COLD (BT_MAX_INSNS * 4 + 16)
 
 struct trans {
     struct bt_vcpu *c;
@@ -249,8 +250,9 @@ bool insn_calls_thunk(const struct trans *t, const struct insn *x); /* a CALL wh
 void gen_exit(struct trans *t, uint64_t target); /* direct */
 uint32_t trans_exit_plain(struct trans *t); /* to the current instruction, in the plain twin; the caller emits it */
 void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target, const struct insn *counted); /* or NULL */
-/* r14 = target. For a CALL, next is where it returns to, else 0; where it goes on, the block's code follows. */
-void gen_exit_indirect(struct trans *t, uint64_t next, bool goes_on);
+/* r14 = target, not by an inline cache if it is known to be many. For a CALL, next is where it returns to, else 0; where it
+ * goes on, the block's code follows. */
+void gen_exit_indirect(struct trans *t, uint64_t next, bool goes_on, bool many);
 void gen_exit_call(struct trans *t, uint64_t target, uint64_t next, bool goes_on);
 void gen_exit_ret(struct trans *t); /* r14 = target */
 static inline uint64_t next_rip(const struct trans *t, const struct insn *x)

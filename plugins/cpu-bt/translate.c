@@ -149,15 +149,46 @@ void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target, const struct in
     }
 }
 
-void gen_exit_indirect(struct trans *t, uint64_t next, bool goes_on)
+/* The target of the last time, compared and jumped to: MOV R15, it; CMP R14, R15; JNE; JMP or CALL. cache.c writes the MOV. */
+static struct cold *inline_cache(struct trans *t, bool call)
+{
+    struct bt_emit *e = &t->e;
+    e8(e, 0x49);
+    e8(e, 0xbf);
+    e64(e, 0);
+    e_rr(e, 1, 0x3b, H_R14, H_R15);
+    struct cold *x = trans_cold(t, COLD_INLINE, e_jcc(e, CC_NE, 0));
+    e8(e, call ? 0xe8 : 0xe9);
+    x->exit = new_exit(t, BT_EXIT_INLINE, e->p, 0);
+    t->k->exits[x->exit].flags_by_fn = 1;
+    x->call = call;
+    e32(e, 0);
+    return x;
+}
+
+void gen_exit_indirect(struct trans *t, uint64_t next, bool goes_on, bool many)
 {
     struct bt_emit *e = &t->e;
     bool call = next && predicts_returns(t);
+    struct cold *x = NULL;
+    uint8_t *over = NULL;
     gen_flags_lazy(t);
+    if (t->code64 && predicts_returns(t) && !many) {
+        x = inline_cache(t, call);
+        if (call) {
+            e8(e, 0xeb); /* to the landing */
+            over = e->p;
+            e8(e, 0);
+        }
+    }
     e_mov32_rr(e, H_R15, H_R14);
     e_alu_ri(e, 0, 4, H_R15, BT_JC_SIZE - 1); /* RFLAGS are free: gen_flags_lazy() */
     e_r_sib(e, 0, 0x8b, H_R15, -1, H_R15, 2, (int32_t)e_abs(t->c->jc[t->cpl3]));
     indirect(t, e, call ? BT_EXIT_CALL : BT_EXIT_INDIRECT, 0);
+    if (x && call) {
+        *over = (uint8_t)(e->p - over - 1);
+        x->rejoin = e_here(e);
+    }
     if (call)
         landing(t, next, goes_on);
 }
@@ -165,7 +196,7 @@ void gen_exit_indirect(struct trans *t, uint64_t next, bool goes_on)
 void gen_exit_ret(struct trans *t)
 {
     if (!predicts_returns(t)) {
-        gen_exit_indirect(t, 0, false);
+        gen_exit_indirect(t, 0, false, true);
         return;
     }
     gen_flags_lazy(t);
@@ -447,6 +478,18 @@ static void emit_cold(struct trans *t)
             e_jmp(e, k->stub_exit);
             if (x->far)
                 by_jump_cache(t, e, x);
+            break;
+        case COLD_INLINE:
+            if (x->call) {
+                e8(e, 0x68); /* push, as the CALL would have done */
+                e_reloc(e, BT_RELOC_ABS32);
+                e32(e, x->rejoin);
+            }
+            k->exits[x->exit].stub = e_here(e);
+            exit_number(e, x->exit);
+            e_jmp(e, k->stub_inline);
+            e_patch32((uint8_t *)(uintptr_t)k->exits[x->exit].site, k->exits[x->exit].stub);
+            bt_inline_forget(&k->exits[x->exit]);
             break;
         case COLD_IRQ:
             e_call(e, k->stub_irq);

@@ -183,6 +183,57 @@ static void preempted(void)
     CHECK(background > 0 && background < 1ul << 40, "recursion-on-the-other-stack");
 }
 
+/* One place that calls, and one that jumps, to targets by a pattern; each target needs the flags from before it. */
+static tk_word pattern(unsigned kind, tk_word n)
+{
+    switch (kind) {
+    case 0: return 3;
+    case 1: return n / 1000 % 8; /* each for a while */
+    case 2: return n & 1;
+    case 3: return n % 8;
+    case 4: return n % 500 == 0; /* rarely another */
+    default: return n * 2654435761u >> 7 & 7;
+    }
+}
+static tk_word __attribute__((noinline)) go_round(unsigned kind, bool jump, tk_word rounds)
+{
+    tk_word sum = 0;
+    for (tk_word n = rounds; n; n--) {
+        tk_word i = pattern(kind, n);
+        if (jump)
+            __asm__ volatile("lea 1f(%%rip), %%rax\n lea (%%rax,%1,8), %%rax\n bt $0, %2\n jmp *%%rax\n"
+                             ".p2align 4\n 1:\n .set k, 1\n .rept 8\n adc $k, %0\n jmp 2f\n .p2align 4\n .set k, k + k\n .endr\n 2:"
+                             : "+b"(sum) : "c"(2 * i), "d"(n) : "rax", "cc");
+        else
+            __asm__ volatile("lea 1f(%%rip), %%rax\n lea (%%rax,%1,8), %%rax\n bt $0, %2\n call *%%rax\n adc $0, %0\n jmp 2f\n"
+                             ".p2align 4\n 1:\n .set k, 1\n .rept 8\n adc $k, %0\n bt $1, %2\n ret\n .p2align 4\n .set k, k + k\n .endr\n 2:"
+                             : "+b"(sum) : "c"(2 * i), "d"(n) : "rax", "cc", "memory");
+    }
+    return sum;
+}
+static void targets(void)
+{
+    static const char *const names[] = {"one-target", "another-target-now-and-then", "two-targets-in-turn", "eight-targets",
+                                        "a-target-seldom", "targets-without-order"};
+    const tk_word rounds = 20000;
+    APIC(0x320) = 0x40 | 1 << 17;
+    APIC(0x380) = 9973;
+    __asm__ volatile("sti");
+    for (unsigned kind = 0; kind < 6; kind++) {
+        tk_word want = 0, carry = 0;
+        for (tk_word n = rounds; n; n--) {
+            want += (1ul << pattern(kind, n)) + (n & 1);
+            carry += n >> 1 & 1;
+        }
+        bool good = true;
+        for (unsigned i = 0; i < 3; i++)
+            good &= go_round(kind, true, rounds) == want && go_round(kind, false, rounds) == want + carry;
+        CHECK(good, names[kind]);
+    }
+    __asm__ volatile("cli");
+    APIC(0x320) = 1 << 16;
+}
+
 /* --- what it returns to changes ------------------------------------------------------- */
 static unsigned emit_call(uint8_t *p, const void *to)
 {
@@ -464,6 +515,7 @@ void tk_main(void)
     cut_back();
     coroutines();
     preempted();
+    targets();
     hot_paths();
     rewritten();
     remapped();
