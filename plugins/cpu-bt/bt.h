@@ -149,9 +149,11 @@ struct bt_tlb_entry {
 #define BT_TLB_GLOBAL 1u
 #define BT_TLB_LISTED 2u /* in the list of entries that a CR3 load clears */
 
-#define BT_JC_SIZE (1u << 18) /* jump caches are indexed by the low bits of the target */
+#define BT_JC_SIZE (1u << 18) /* entries of a jump cache: bt_jc_index() */
 
-static inline uint32_t bt_jc_index(uint64_t rip) { return (uint32_t)rip & (BT_JC_SIZE - 1); }
+/* Functions begin at multiples of 16, and large programs are many times that size: the upper bits spread them. */
+#define BT_JC_SHIFT 14
+static inline uint32_t bt_jc_index(uint64_t rip) { return ((uint32_t)rip ^ (uint32_t)rip >> BT_JC_SHIFT) & (BT_JC_SIZE - 1); }
 
 /* --- a vCPU ------------------------------------------------------------------ */
 struct bt_vcpu {

@@ -326,8 +326,7 @@ void bt_stubs_emit(struct bt_vcpu *c)
         k->stub_ret_empty[t] = e_here(e);
         e_lea(e, 1, H_RSP, H_RSP, -1, 0, -8); /* it stays */
         k->stub_ret_other[t] = e_here(e);
-        e_mov32_rr(e, H_R15, H_R14);
-        e_alu_ri(e, 0, 4, H_R15, BT_JC_SIZE - 1);
+        e_jc_index(e, c->vm);
         e_r_sib(e, 0, 0x8b, H_R15, -1, H_R15, 2, (int32_t)e_abs(c->jc[t]));
         e_jmp_r(e, H_R15);
         k->stub_ret_end[t] = e_here(e);

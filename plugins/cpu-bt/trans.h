@@ -146,6 +146,21 @@ static inline void e_mod_host(struct bt_emit *e, unsigned reg, const struct host
     else
         e_mod_sib(e, reg, m->base, m->index, m->scale, m->disp);
 }
+/* r15 = bt_jc_index(r14) */
+static inline void e_jc_index(struct bt_emit *e, const struct bt_vm *vm)
+{
+    if (vm->have_bmi2) {
+        e_rorx32(e, H_R15, H_R14, BT_JC_SHIFT);
+    } else {
+        e_mov32_rr(e, H_R15, H_R14);
+        e_rex(e, 0, 0, 0, H_R15, false); /* shr r15d */
+        e8(e, 0xc1);
+        e_mod_rr(e, 5, H_R15);
+        e8(e, BT_JC_SHIFT);
+    }
+    e_rr(e, 0, 0x33, H_R15, H_R14);
+    e_alu_ri(e, 0, 4, H_R15, BT_JC_SIZE - 1);
+}
 /* guest register -> host register, -1 when it lives in memory */
 static inline int host_reg(unsigned g) { return g == 4 ? H_R13 : g < 13 ? (int)g : -1; }
 static inline uint32_t live_before(const struct insn *x) { return x->f_read | (x->live_after & ~x->f_kill); }

@@ -181,8 +181,7 @@ void gen_exit_indirect(struct trans *t, uint64_t next, bool goes_on, bool many)
             e8(e, 0);
         }
     }
-    e_mov32_rr(e, H_R15, H_R14);
-    e_alu_ri(e, 0, 4, H_R15, BT_JC_SIZE - 1); /* RFLAGS are free: gen_flags_lazy() */
+    e_jc_index(e, t->c->vm); /* RFLAGS are free: gen_flags_lazy() */
     e_r_sib(e, 0, 0x8b, H_R15, -1, H_R15, 2, (int32_t)e_abs(t->c->jc[t->cpl3]));
     indirect(t, e, call ? BT_EXIT_CALL : BT_EXIT_INDIRECT, 0);
     if (x && call) {
