@@ -24,6 +24,10 @@
 #define NEW_CODE 300
 #define FIRST_MEAN (3 * LEAVE_MEAN)
 #define LONG (40 * LEAVE_MEAN)
+#define GREY (4 * LEAVE_MEAN) /* below: it may be better off in the soft tier, for after each switch it runs on cold TLBs */
+#define PROBE_AFTER 4000u     /* so many of these, and it is tried; 16 times as many before the next try */
+#define PROBES_MAX 4
+#define PROBE_HOLD 200000     /* some 20 ms, in which it is not new to the soft tier any more */
 #define HOLD_FIRST 20000 /* some 2 ms before the next try; doubles with each failure */
 #define BACKOFF_MAX 6
 #define LOOK_EVERY 16   /* system calls between two looks at the clock */
@@ -124,11 +128,26 @@ static bool too_short(struct direct_space *s, uint64_t cycles)
     return s->mean < LEAVE_MEAN;
 }
 
+/* It has long been running natively with much coming and going: time to see how the soft tier does. */
+static bool probe(struct direct_space *s)
+{
+    if (s->mean >= GREY || ++s->n_grey < PROBE_AFTER << 4 * s->probes)
+        return false;
+    s->n_grey = 0;
+    s->probes += s->probes < PROBES_MAX;
+    return true;
+}
+
 static void note(struct bt_vcpu *c, struct direct_space *s, uint64_t cycles)
 {
     if (too_short(s, cycles)) {
         c->st.direct_left++;
         go_soft(s);
+    } else if (probe(s)) {
+        c->st.direct_left++;
+        go_soft(s);
+        s->probing = true;
+        s->hold = bt_host_tsc() + ((uint64_t)PROBE_HOLD << SHIFT);
     }
 }
 
@@ -155,8 +174,10 @@ bool bt_direct_wanted(struct bt_vcpu *c, bool iret)
     /* How long it ran after the last look, until it came to the kernel; the others of the entries since are taken to
      * have been like this one. */
     uint64_t made = c->st.blocks + c->st.moved, ran = s->looked && !c->user_from ? c->user_ran * s->n_entries : 0;
-    bool cold = made - s->made >= (uint64_t)COLD * s->n_entries;
-    bool pays = (cold || bt_host_tsc() > s->hold) && ran >> SHIFT >= (uint64_t)ENTER_MEAN * s->n_entries;
+    bool held = bt_host_tsc() <= s->hold;
+    s->probing &= held;
+    bool cold = !s->probing && made - s->made >= (uint64_t)COLD * s->n_entries;
+    bool pays = (cold || !held) && ran >> SHIFT >= (uint64_t)ENTER_MEAN * s->n_entries;
     s->made = made;
     s->n_entries = 0;
     s->looked = true;

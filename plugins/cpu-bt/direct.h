@@ -151,6 +151,9 @@ struct direct_space {
     uint64_t hold, mean, credit, made;
     uint64_t seen_gen; /* of the bt_space when it last came to run */
     bool looked;
+    bool probing; /* it has been sent back to the soft tier to see how it does there */
+    uint8_t probes;
+    uint32_t n_grey;
 };
 
 struct bt_direct {

@@ -200,8 +200,9 @@ struct direct_space *bt_direct_space(struct bt_vcpu *c)
         bt_direct_drop_space(c, s);
     s->root = root;
     s->direct = s->forget = s->stale = false;
-    s->backoff = 0;
-    s->n_entries = 0;
+    s->backoff = s->probes = 0;
+    s->probing = false;
+    s->n_entries = s->n_grey = 0;
     s->hold = 0;
     s->gen = s->mean = s->credit = 0;
 found:
