@@ -335,6 +335,7 @@ struct bt_vm {
     bool hypercalls;            /* VMCALL and VMMCALL are not #UD */
     bool direct_eager;          /* at once and always: for tests */
     bool direct_rdpid;          /* and RDPID must not */
+    bool direct32;              /* 32-bit ones as well */
     unsigned direct_helpers;    /* processes a vCPU */
     struct direct_ram *direct_ram;
     unsigned n_direct_ram, n_direct_watches;

@@ -262,6 +262,7 @@ void bt_op_int_n(struct bt_vcpu *c, const struct bt_op *op)
 {
     if (bt_vm86(c) && bt_iopl(c) < 3)
         sys_gp0(c);
+    bt_user_left(c);
     sys_deliver(c, op->imm & 0xff, true, false, 0, op->next_rip);
 }
 

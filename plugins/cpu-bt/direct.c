@@ -33,8 +33,9 @@
 #define LOOK_EVERY 16   /* system calls between two looks at the clock */
 
 #define FLAGS_PROGRAM (BT_ARITH | BT_DF | BT_ID | BT_NT)
-#define CS_PROGRAM 0x33 /* Linux's selectors, which a host and its guest share */
-#define SS_PROGRAM 0x2b
+#define FLAT_DATA 0xc0f3u /* attributes */
+#define FLAT_CODE32 0xc0fbu
+#define FLIPS_MAX 4u      /* between 32-bit and 64-bit code, which costs all pages */
 
 /* What a helper adds to its eventfd: two values by turns, of which no multiple of one is the other, so that what was told
  * before it had new orders is not taken for an answer to them. */
@@ -99,13 +100,69 @@ void bt_direct_lost(struct bt_vcpu *c, struct direct_proc *p)
 }
 
 /* --- policy ---------------------------------------------------------------------------------- */
+/* Null, or one that the host has, too. What it stands for: segments_fit(). */
+static bool selector_fits(unsigned sel)
+{
+    unsigned tls = sel - (DIRECT_TLS_FIRST * 8 + 3);
+    return !sel || sel == SS_PROGRAM || (tls < DIRECT_TLS * 8 && !(tls & 7));
+}
+
+static bool selectors_fit(const struct bt_vcpu *c)
+{
+    const struct hvx_segment *s = c->seg;
+    if (s[BT_SS].selector != SS_PROGRAM)
+        return false;
+    if (bt_code64(c) ? s[BT_CS].selector != CS_PROGRAM : s[BT_CS].selector != CS32_PROGRAM || !c->vm->direct32)
+        return false;
+    if (!(s[BT_DS].selector | s[BT_ES].selector | s[BT_FS].selector | s[BT_GS].selector))
+        return true;
+    return c->vm->direct32 && selector_fits(s[BT_DS].selector) && selector_fits(s[BT_ES].selector) &&
+           selector_fits(s[BT_FS].selector) && selector_fits(s[BT_GS].selector);
+}
+
+static bool flat(const struct hvx_segment *s, unsigned attr)
+{
+    return !s->base && s->limit == 0xffffffff && (s->attr & ~0x1000u) == attr;
+}
+
+static bool segment_fits(const struct bt_vcpu *c, unsigned seg, const uint64_t tls[DIRECT_TLS])
+{
+    const struct hvx_segment *s = &c->seg[seg];
+    struct hvx_segment x;
+    if (!s->selector)
+        return true;
+    if (s->selector == SS_PROGRAM)
+        return flat(s, FLAT_DATA);
+    uint64_t d = tls[(s->selector >> 3) - DIRECT_TLS_FIRST];
+    if (!d) /* the helper cannot load it */
+        return false;
+    sys_seg_cache(&x, s->selector, d);
+    /* 64-bit code may have given FS and GS another base: the stub loads it after the selector. */
+    return (x.base == s->base || seg >= BT_FS) && x.limit == s->limit && x.attr == s->attr;
+}
+
+/* Are the program's segments those that the helper's GDT has by these names? Gives the helper the TLS entries. */
+static bool segments_fit(struct bt_vcpu *c, struct direct_space *s)
+{
+    const struct direct_proc *p = s->proc;
+    bool code64 = bt_code64(c);
+    unsigned sel = c->seg[BT_DS].selector | c->seg[BT_ES].selector | c->seg[BT_FS].selector | c->seg[BT_GS].selector;
+    uint64_t tls[DIRECT_TLS];
+    /* Without TLS entries 64-bit code, with the usual null selectors, has nothing to be compared. */
+    if (code64 && !(sel | p->tls[0] | p->tls[1] | p->tls[2]))
+        return true;
+    if (!bt_direct_tls(c, s, tls))
+        return false;
+    return (code64 || (flat(&c->seg[BT_CS], FLAT_CODE32) && flat(&c->seg[BT_SS], FLAT_DATA))) && segment_fits(c, BT_DS, tls) &&
+           segment_fits(c, BT_ES, tls) && segment_fits(c, BT_FS, tls) && segment_fits(c, BT_GS, tls);
+}
+
 static bool can(const struct bt_vcpu *c)
 {
     const uint32_t wrong = BT_MODE_TF | BT_MODE_NOFPU | BT_MODE_NOSSE | BT_MODE_NOAVX | BT_MODE_EM | BT_MODE_TSD;
-    return c->cpl == 3 && bt_code64(c) && !(c->mode & wrong) && c->iflag && !bt_stepping(c) && !c->bp_data && !c->dbg.n &&
-           !(c->sysflags & (BT_TF | BT_IOPL | BT_VM | BT_AC | BT_VIF | BT_VIP)) && c->seg[BT_CS].selector == CS_PROGRAM &&
-           c->seg[BT_SS].selector == SS_PROGRAM && !(c->seg[BT_DS].selector | c->seg[BT_ES].selector | c->seg[BT_FS].selector |
-           c->seg[BT_GS].selector) && !(c->cr4 & BT_CR4_LA57) && (c->efer & BT_EFER_NXE) && !c->vm->cpuid->restricted;
+    return c->cpl == 3 && bt_long_mode(c) && !(c->mode & wrong) && c->iflag && !bt_stepping(c) && !c->bp_data && !c->dbg.n &&
+           !(c->sysflags & (BT_TF | BT_IOPL | BT_VM | BT_AC | BT_VIF | BT_VIP)) && selectors_fit(c) &&
+           !(c->cr4 & BT_CR4_LA57) && (c->efer & BT_EFER_NXE) && !c->vm->cpuid->restricted;
 }
 
 static void go_soft(struct direct_space *s)
@@ -140,7 +197,7 @@ static bool probe(struct direct_space *s)
 
 static void note(struct bt_vcpu *c, struct direct_space *s, uint64_t cycles)
 {
-    if (too_short(s, cycles)) {
+    if (too_short(s, cycles) && !c->vm->direct_eager) {
         c->st.direct_left++;
         go_soft(s);
     } else if (probe(s)) {
@@ -219,7 +276,7 @@ static void registers_in(struct bt_vcpu *c, struct direct_proc *p)
         g[greg_of[i]] = (greg_t)c->gpr[i];
     g[REG_RIP] = (greg_t)c->rip;
     g[REG_EFL] = (greg_t)((bt_rflags(c) & FLAGS_PROGRAM) | BT_IF | 2);
-    g[REG_CSGSFS] = (greg_t)p->csgsfs;
+    g[REG_CSGSFS] = (greg_t)((p->csgsfs & ~0xffffull) | (bt_code64(c) ? CS_PROGRAM : CS32_PROGRAM));
     g[REG_TRAPNO] = NOT_RUN;
     u->uc_mcontext.fpregs = (void *)(p->base + p->fp);
     *(uint64_t *)&u->uc_sigmask = p->uc_mask;
@@ -236,6 +293,8 @@ static void registers_in(struct bt_vcpu *c, struct direct_proc *p)
     *(uint32_t *)(fp + p->fp_size) = FP_XSTATE_MAGIC2;
     p->zone->orders.fs = c->seg_base[BT_FS];
     p->zone->orders.gs = c->seg_base[BT_GS];
+    p->zone->orders.segs = (uint64_t)c->seg[BT_DS].selector | (uint64_t)c->seg[BT_ES].selector << 16 |
+                           (uint64_t)c->seg[BT_FS].selector << 32 | (uint64_t)c->seg[BT_GS].selector << 48;
 }
 
 static void set_base(struct bt_vcpu *c, unsigned seg, uint64_t base)
@@ -244,6 +303,33 @@ static void set_base(struct bt_vcpu *c, unsigned seg, uint64_t base)
         return;
     c->seg[seg].base = base;
     bt_seg_update(c, seg);
+}
+
+/* It has loaded another one, or says so: the guest's tables tell what that is. May raise #GP and the like, late. */
+static void segments_out(struct bt_vcpu *c, const struct direct_proc *p)
+{
+    const greg_t *g = frame_of(p)->uc_mcontext.gregs;
+    uint64_t segs = p->zone->report.segs, csgsfs = (uint64_t)g[REG_CSGSFS];
+    unsigned cs = csgsfs & 0xffff, ss = csgsfs >> 48;
+    if (cs != c->seg[BT_CS].selector) { /* a far transfer */
+        bool was64 = bt_code64(c);
+        uint64_t desc = sys_desc_read(c, cs, BT_EX_GP, 0);
+        if (!sys_desc_code(desc) || !sys_desc_p(desc) || sys_desc_dpl(desc) != 3 || (sys_desc_l(desc) && sys_desc_d(desc)))
+            bt_raise_err(c, BT_EX_GP, cs & 0xfffc);
+        sys_commit_cs(c, cs, desc, 3);
+        sys_mode_cs(c, was64);
+        for (unsigned i = 0; i < BT_NSEG; i++)
+            bt_seg_update(c, i);
+        bt_mode_update(c);
+    }
+    if (ss != c->seg[BT_SS].selector)
+        sys_load_seg(c, BT_SS, ss);
+    static const uint8_t order[4] = {BT_DS, BT_ES, BT_FS, BT_GS};
+    for (unsigned i = 0; i < 4; i++, segs >>= 16)
+        if ((segs & 0xffff) != c->seg[order[i]].selector)
+            sys_load_seg(c, order[i], segs & 0xffff);
+    set_base(c, BT_FS, p->zone->report.fs);
+    set_base(c, BT_GS, p->zone->report.gs);
 }
 
 /* What stands in the frame is what the program says: whatever it is, it must be something a program can have. */
@@ -266,8 +352,6 @@ static void registers_out(struct bt_vcpu *c, struct direct_proc *p)
     if (n > p->fp_size)
         n = p->fp_size;
     copy(c->xsave + 576, fp + 576, n - 576);
-    set_base(c, BT_FS, p->zone->report.fs);
-    set_base(c, BT_GS, p->zone->report.gs);
     if (c->sysflags & (BT_TF | BT_AC))
         bt_mode_update(c);
 }
@@ -291,7 +375,9 @@ static bool page_fault(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, 
         return true;
     case DIRECT_SOFT_PAGE:
         d->soft_page = lin & ~0xfffull;
-        note(c, s, d->ran / 4); /* dearer than the kernel: who always asks for the time runs better in the soft tier */
+        /* Dearer than the kernel: who always asks for the time runs better in the soft tier. With 32-bit code it is the
+         * page by which the kernel is called. */
+        note(c, s, s->code32 ? d->ran - d->ran / 4 : d->ran / 4);
         d->ran = 0;
         break;
     default:
@@ -302,13 +388,29 @@ static bool page_fault(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, 
     return false;
 }
 
+/* SYSCALL or SYSENTER by 32-bit code from a page that had none when it was mapped. The host's kernel has forgotten where
+ * it stood and put the registers as its vDSO would have them after the call: RIP lies there. The guest's is Linux, for
+ * the selectors are its, and will do the same with what its entry gets. */
+static void fast_call(struct bt_vcpu *c)
+{
+    struct bt_op op = {.next_rip = 0};
+    c->rip = 0;
+    if (c->vm->host_amd) {
+        c->gpr[BT_RBP] = (uint32_t)c->gpr[BT_RCX];
+        bt_op_syscall(c, &op);
+    } else {
+        c->gpr[BT_RBP] = (uint32_t)c->gpr[BT_RSP];
+        bt_op_sysenter(c, &op);
+    }
+}
+
 /* Why the program came out; true: it can go on at once. */
 static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p)
 {
     struct bt_direct *d = c->direct;
     const greg_t *g = frame_of(p)->uc_mcontext.gregs;
     uint64_t signal = p->zone->report.signal, trap = (uint64_t)g[REG_TRAPNO], cr2 = (uint64_t)g[REG_CR2];
-    uint64_t error = (uint64_t)g[REG_ERR], cs = (uint64_t)g[REG_CSGSFS] & 0xffff;
+    uint64_t error = (uint64_t)g[REG_ERR];
     if (p->zone->report.frame != p->base + p->uc - 8 || (uint64_t)g[REG_RIP] - p->base < sizeof(struct direct_zone)) {
         /* It meddled with the stub: direct.h says why that ends it. The soft tier begins where the helper did, and shows
          * the program what is there: nothing. Or another program had left the helper waiting with signals on, and a kick
@@ -319,13 +421,7 @@ static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p
         return false;
     }
     registers_out(c, p);
-    if (cs != CS_PROGRAM) { /* a far transfer to another code segment of the host's: the guest has its own */
-        uint64_t desc = sys_desc_read(c, (uint32_t)cs, BT_EX_GP, 0);
-        if (!sys_desc_code(desc) || !sys_desc_p(desc) || sys_desc_dpl(desc) != 3 || sys_desc_l(desc))
-            bt_raise_err(c, BT_EX_GP, (uint32_t)cs & 0xfffc);
-        sys_commit_cs(c, (uint32_t)cs, desc, 3);
-        sys_mode_cs(c, true);
-    }
+    segments_out(c, p);
     switch (signal) {
     case SIGUSR1:
         c->st.direct_kicks++;
@@ -333,15 +429,21 @@ static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p
     case SIGSEGV:
         if (trap == BT_EX_PF)
             return page_fault(c, s, cr2, error);
+        if (trap == BT_EX_OF) /* INT 4, INTO */
+            c->rip -= bt_code64(c) || bt_direct_peek(c, c->rip - 1) == 4 ? 2 : 1;
         break;
     case SIGSYS:
         c->st.direct_syscalls++;
+        if (!bt_code64(c) && (c->rip >> 32 || c->rip < 0x10000)) { /* nothing of the program is there */
+            fast_call(c);
+            return false;
+        }
         if (!(c->rip >> 47))
             c->rip -= 2;
         break;
     case SIGTRAP:
         if (trap == BT_EX_BP) {
-            c->rip -= 1;
+            c->rip -= bt_direct_peek(c, c->rip - 1) == 3 ? 2 : 1; /* INT 3 has two forms */
         } else if (c->sysflags & BT_TF) { /* it has set TF itself */
             c->dr[6] |= 0x4000;
             bt_raise(c, BT_EX_DB);
@@ -361,7 +463,7 @@ static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p
 static void tsc_order(struct bt_vcpu *c, struct direct_proc *p)
 {
     bool faults = c->tsc_offset || c->vm->tsc_ratio;
-    if (faults == p->tsc_faults)
+    if ((int)faults == p->tsc_faults)
         return;
     struct direct_orders *o = &p->zone->orders;
     if (o->n_ops == DIRECT_MAX_OPS) /* the next time */
@@ -370,7 +472,7 @@ static void tsc_order(struct bt_vcpu *c, struct direct_proc *p)
     op->nr = SYS_prctl;
     op->arg[0] = 26;             /* PR_SET_TSC */
     op->arg[1] = faults ? 2 : 1; /* PR_TSC_SIGSEGV, PR_TSC_ENABLE */
-    op->arg[2] = op->arg[3] = op->arg[4] = op->arg[5] = 0;
+    op->arg[2] = op->arg[3] = op->arg[4] = op->arg[5] = op->compat = 0;
     p->tsc_faults = faults;
     o->clock = !faults;
 }
@@ -401,6 +503,13 @@ bool bt_direct_run(struct bt_vcpu *c)
         return false;
     }
     bt_fp_save(c);
+    bool code64 = bt_code64(c);
+    bt_direct_width(c, s, !code64);
+    if (s->flips >= FLIPS_MAX && !c->vm->direct_eager) {
+        s->flips = 0;
+        go_soft(s);
+        return false;
+    }
     if (!bt_direct_compare(c, s) && !c->vm->direct_eager) {
         s->direct = s->looked = false;
         s->credit = 0;
@@ -412,6 +521,10 @@ bool bt_direct_run(struct bt_vcpu *c)
         if (!bt_direct_flush_orders(c, s)) /* if the last program has spoilt it, it shows now */
             return false;
         bt_direct_prefetch(c, s);
+    }
+    if (!segments_fit(c, s)) {
+        d->soft = true;
+        return false;
     }
     if (d->hint) { /* the guest's kernel has just been asked for it */
         uint64_t lin = d->hint;
@@ -449,6 +562,7 @@ bool bt_direct_run(struct bt_vcpu *c)
         if (!ran) {
             p->zone->report.failed = 0;
             c->st.direct_failures++;
+            bt_direct_unknown(p);
             bt_direct_drop_space(c, s);
             go_soft(s);
             return true; /* the program has not run: its registers are as they were */
@@ -457,7 +571,7 @@ bool bt_direct_run(struct bt_vcpu *c)
         c->st.direct_cycles += t;
         uint64_t inside = p->zone->orders.clock ? p->zone->report.out - p->zone->report.in : t - t / 2;
         d->ran += inside < t ? inside : t;
-        if (!out(c, s, p))
+        if (!out(c, s, p) || bt_code64(c) != code64)
             return true;
     }
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * plugins/cpu-bt/direct.h - the user-direct tier: 64-bit programs run natively,
- * at their own addresses, in a helper process.
+ * plugins/cpu-bt/direct.h - the user-direct tier: programs run natively, at
+ * their own addresses, in a helper process.
  *
  *     direct.c        when to, and getting in and out
  *     direct_map.c    which guest pages a helper has, and when they must go
@@ -25,6 +25,20 @@
  *   What comes next is the vCPU's affair: it maps the page, or it goes on in the
  *   soft tier at that instruction, which does what the processor would have done.
  *
+ * 32-bit programs
+ *   Linux's selectors are the same for host and guest, so 32-bit code runs in the
+ *   segments that it would have: CS 0x23, the others null, 0x2b, or one of the
+ *   three TLS entries that each thread has in its GDT (0x63, 0x6b, 0x73). A
+ *   program reads and loads these registers as it likes, so the helper's TLS
+ *   entries are the guest's whenever a program runs: the stub sets them, with a
+ *   call that only 32-bit programs have, INT 80h. Whatever selector a program
+ *   comes out with is loaded anew from the guest's tables.
+ *     INT 80h comes out as a system call. SYSCALL (AMD) and SYSENTER (Intel) from
+ *   32-bit code do not tell where they stood - Linux goes back to its vDSO - so
+ *   pages in which their bytes are found run in the soft tier, while a space has
+ *   32-bit code. A program that writes one natively, later, is let off with what
+ *   Linux needs to know: direct.c, fast_call().
+ *
  * Why a program gains nothing from the stub
  *   It can read it, jump into it, and write the signal stack. But
  *   - the orders lie in pages that the helper can only read;
@@ -33,6 +47,8 @@
  *     ignores; the filter checks them. The cookie is in the helper only while
  *     the stub carries out orders: it comes by read() into the zone and leaves
  *     the registers before the program goes on. All signals are blocked then;
+ *     INT 80h in the stub, which sets a TLS entry, has the cookie in two other
+ *     arguments, and the filter lets no other call of that kind pass;
  *   - the stub takes no address from a register or from memory that the
  *     program can write. The other two system calls, read and write of the
  *     eventfds, are pinned by the filter to their arguments, and lead into the
@@ -62,16 +78,26 @@
 #include "mmu.h"
 
 /* --- the zone: what a helper has besides guest pages ----------------------------- */
+#define CS_PROGRAM 0x33u /* Linux's selectors, which a host and its guest share */
+#define CS32_PROGRAM 0x23u
+#define SS_PROGRAM 0x2bu
 #define DIRECT_MAX_OPS 511u
 #define DIRECT_STACK 65536u
 #define DIRECT_CMD_FD 3
 #define DIRECT_EXIT_FD 4
 #define DIRECT_RAM_FD 5 /* and on */
 #define DIRECT_MAX_RAM 8u
+#define DIRECT_ZONE_FD (DIRECT_RAM_FD + (int)DIRECT_MAX_RAM)
 
 struct direct_op { /* one system call */
-    uint64_t nr, arg[6], pad;
+    uint64_t nr, arg[6], compat; /* compat: by INT 80h, one argument */
 };
+/* SYS_set_thread_area takes no address above 4 GiB: its order, and with it what it points to, is mapped there meanwhile,
+ * where Linux has nothing of a 32-bit program's. */
+#define DIRECT_LOW 0xfffff000ull
+#define DIRECT_TLS_FIRST 12u /* in the GDT */
+#define DIRECT_TLS 3u
+#define I386_SET_THREAD_AREA 243u /* of <asm/unistd_32.h>, which cannot be had with the other one */
 /* Written by the vCPU; the helper can only read it. Offsets are known to direct_stub.S. */
 struct direct_orders {
     uint64_t one;     /* what the stub writes to tell of an exit; changes each time */
@@ -80,7 +106,7 @@ struct direct_orders {
     uint64_t frame;   /* RSP for rt_sigreturn */
     uint64_t fs, gs;  /* bases */
     uint64_t clock;   /* RDTSC does not trap: report.in and .out */
-    uint64_t pad;
+    uint64_t segs;    /* selectors of DS, ES, FS, GS, 16 bits each */
     struct direct_op op[DIRECT_MAX_OPS];
 };
 /* Written by the stub, and by any program that cares to. */
@@ -92,7 +118,8 @@ struct direct_report {
     uint64_t failed; /* an order's result, if it was an error */
     uint64_t failed_op;
     uint64_t in, out; /* the counter before the program ran, and after; for the policy alone */
-    uint64_t pad[503];
+    uint64_t segs;
+    uint64_t pad[502];
 };
 struct direct_zone {
     uint8_t code[4096];
@@ -107,7 +134,8 @@ struct direct_space;
 struct direct_proc {
     int pid, pidfd, cmd_fd, exit_fd;
     _Atomic uint32_t dead; /* set by the reaper's thread */
-    bool tsc_faults;       /* RDTSC traps */
+    int tsc_faults;        /* RDTSC traps; -1: not known */
+    uint64_t tls[DIRECT_TLS]; /* its TLS entries, as descriptors; ~0: not known */
     uint64_t cookie;
     uint64_t one; /* what the next exit must tell */
     struct direct_zone *zone; /* our mapping of it */
@@ -144,6 +172,8 @@ struct direct_space {
     bool stale;    /* some region is */
     bool forget;   /* unmap everything first */
     bool fresh;    /* its helper has just been given to it */
+    bool code32;   /* what last ran natively; then pages are mapped as 32-bit code needs it */
+    uint8_t flips; /* of that */
     /* policy: direct.c */
     bool direct;
     uint8_t backoff;
@@ -191,6 +221,12 @@ bool bt_direct_give_proc(struct bt_vcpu *c, struct direct_space *s);
 void bt_direct_drop_space(struct bt_vcpu *c, struct direct_space *s);
 /* Orders for what must go; false: it is another program that has these page tables now. */
 bool bt_direct_compare(struct bt_vcpu *c, struct direct_space *s);
+/* The space is about to run code of that kind. */
+void bt_direct_width(struct bt_vcpu *c, struct direct_space *s, bool code32);
+/* The program's TLS entries, and orders to give them to the helper. */
+bool bt_direct_tls(struct bt_vcpu *c, struct direct_space *s, uint64_t tls[DIRECT_TLS]);
+void bt_direct_unknown(struct direct_proc *p); /* some of its orders were not carried out */
+int bt_direct_peek(struct bt_vcpu *c, uint64_t lin); /* the byte there, -1: none */
 bool bt_direct_zone_taken(struct bt_vcpu *c, const struct direct_space *s); /* the guest has something of its own there */
 bool bt_direct_room(struct bt_vcpu *c, struct direct_space *s);
 /* Orders for what is likely to be needed. */

@@ -4,7 +4,9 @@
  * tier has: direct.h.
  */
 #include "direct.h"
+#include "sys.h"
 #include <linux/mman.h>
+#include <stddef.h>
 #include <sys/syscall.h>
 
 #define PTE_P 1ull
@@ -200,8 +202,8 @@ struct direct_space *bt_direct_space(struct bt_vcpu *c)
         bt_direct_drop_space(c, s);
     s->root = root;
     s->direct = s->forget = s->stale = false;
-    s->backoff = s->probes = 0;
-    s->probing = false;
+    s->code32 = s->probing = false;
+    s->backoff = s->flips = s->probes = 0;
     s->n_entries = s->n_grey = 0;
     s->hold = 0;
     s->gen = s->mean = s->credit = 0;
@@ -251,6 +253,13 @@ bool bt_direct_give_proc(struct bt_vcpu *c, struct direct_space *s)
     return true;
 }
 
+void bt_direct_unknown(struct direct_proc *p)
+{
+    p->tsc_faults = -1;
+    for (unsigned i = 0; i < DIRECT_TLS; i++)
+        p->tls[i] = ~0ull;
+}
+
 /* --- orders ------------------------------------------------------------------------------------ */
 static struct direct_op *order(struct bt_vcpu *c, struct direct_space *s, uint64_t nr)
 {
@@ -261,6 +270,7 @@ static struct direct_op *order(struct bt_vcpu *c, struct direct_space *s, uint64
     op->nr = nr;
     for (unsigned i = 0; i < 6; i++)
         op->arg[i] = 0;
+    op->compat = 0;
     return op;
 }
 
@@ -277,7 +287,10 @@ static void order_unmap(struct bt_vcpu *c, struct direct_space *s, uint64_t lin,
 static void unmap_all(struct bt_vcpu *c, struct direct_space *s)
 {
     uint64_t base = s->proc->base, end = base + sizeof(struct direct_zone);
-    s->proc->zone->orders.n_ops = 0;
+    struct direct_orders *o = &s->proc->zone->orders;
+    if (o->n_ops) /* some may not have been about memory */
+        bt_direct_unknown(s->proc);
+    o->n_ops = 0;
     order_unmap(c, s, 0, base);
     order_unmap(c, s, end, LIN_END - end);
     s->forget = false;
@@ -315,8 +328,117 @@ bool bt_direct_flush_orders(struct bt_vcpu *c, struct direct_space *s)
     if (p->zone->report.failed) { /* out of mappings or memory: begin anew, smaller */
         p->zone->report.failed = 0;
         c->st.direct_failures++;
+        bt_direct_unknown(p);
         space_empty(c->direct, s); /* the rest of it before the helper next runs the program */
         return false;
+    }
+    return true;
+}
+
+/* --- 32-bit code ------------------------------------------------------------------------------------ */
+/* The instruction by which 32-bit code calls the kernel and which does not tell where it stood: SYSCALL on AMD's
+ * processors, SYSENTER on Intel's. The other one is #UD. */
+static bool has_fast_call(const uint8_t *p, bool amd)
+{
+    const uint8_t second = amd ? 0x05 : 0x34;
+    const uint64_t pattern = second * 0x0101010101010101ull;
+    for (unsigned i = 0; i < 4096; i += 8) {
+        uint64_t x = *(const uint64_t *)(p + i) ^ pattern;
+        if (!((x - 0x0101010101010101ull) & ~x & 0x8080808080808080ull))
+            continue;
+        for (unsigned j = i; j < i + 8; j++)
+            if (p[j] == second && j && p[j - 1] == 0x0f)
+                return true;
+    }
+    return false;
+}
+
+void bt_direct_width(struct bt_vcpu *c, struct direct_space *s, bool code32)
+{
+    struct bt_direct *d = c->direct;
+    if (s->code32 == code32)
+        return;
+    s->code32 = code32;
+    if (s->n_pages && s->flips < 255)
+        s->flips++;
+    for (uint32_t ri = s->regions; ri; ri = d->region[ri].next_space) {
+        struct direct_region *r = &d->region[ri];
+        for (unsigned w = 0; w < 8; w++)
+            for (uint64_t m = r->mapped[w]; m; m &= m - 1) {
+                unsigned i = w * 64 + (unsigned)__builtin_ctzll(m);
+                const uint8_t *p = r->pte[i] & PTE_NX ? NULL : guest_ptr(c, r->pte[i] & PA_MASK);
+                if (!p || !has_fast_call(p, c->vm->host_amd))
+                    continue;
+                forget_page(d, s, r, i);
+                bit_set(r->gone, i);
+                s->stale = r->stale = true;
+            }
+    }
+}
+
+static const uint8_t *peek(struct bt_vcpu *c, uint64_t lin)
+{
+    struct bt_walk w;
+    return mmu_walk(c, lin, 0, &w, true) == BT_WALKED ? guest_ptr(c, w.pa | (lin & 0xfff)) : NULL;
+}
+
+int bt_direct_peek(struct bt_vcpu *c, uint64_t lin)
+{
+    const uint8_t *p = peek(c, lin);
+    return p ? *p : -1;
+}
+
+/* A data segment as set_thread_area() makes them: 32 bits, DPL 3. */
+static bool tls_can(uint64_t d)
+{
+    return sys_desc_s(d) && !sys_desc_code(d) && sys_desc_dpl(d) == 3 && sys_desc_p(d) && sys_desc_d(d) && !sys_desc_l(d);
+}
+
+static bool tls_order(struct bt_vcpu *c, struct direct_space *s, unsigned i, uint64_t d)
+{
+    struct direct_proc *p = s->proc;
+    struct direct_orders *o = &p->zone->orders;
+    struct direct_region *r = region_find(c->direct, s, DIRECT_LOW);
+    if (o->n_ops > DIRECT_MAX_OPS - 3 && !bt_direct_flush_orders(c, s))
+        return false;
+    if (r)
+        forget_page(c->direct, s, r, DIRECT_LOW >> 12 & 511);
+    uint64_t at = offsetof(struct direct_zone, orders.op) + (o->n_ops + 1) * sizeof(struct direct_op);
+    struct direct_op *map = order(c, s, SYS_mmap), *set = map ? order(c, s, I386_SET_THREAD_AREA) : NULL;
+    if (!set)
+        return false;
+    map->arg[0] = DIRECT_LOW;
+    map->arg[1] = 4096;
+    map->arg[2] = PROT_READ;
+    map->arg[3] = MAP_SHARED | MAP_FIXED;
+    map->arg[4] = (uint64_t)DIRECT_ZONE_FD;
+    map->arg[5] = at & ~0xfffull;
+    set->compat = 1;
+    set->arg[0] = DIRECT_LOW + (at & 0xfff) + offsetof(struct direct_op, arg[4]);
+    uint32_t *desc = (uint32_t *)&set->arg[4];
+    unsigned type = sys_desc_type(d);
+    desc[0] = DIRECT_TLS_FIRST + i;
+    desc[1] = sys_desc_base(d);
+    desc[2] = (uint32_t)((d & 0xffff) | (d >> 32 & 0xf0000));
+    desc[3] = d ? 1 | (type >> 2 & 1) << 1 | (type >> 1 & 1 ? 0 : 8) | (uint32_t)(d >> 55 & 1) << 4 | (uint32_t)(d >> 52 & 1) << 6
+                : 8 | 32; /* empty */
+    order_unmap(c, s, DIRECT_LOW, 4096);
+    p->tls[i] = d;
+    return true;
+}
+
+bool bt_direct_tls(struct bt_vcpu *c, struct direct_space *s, uint64_t tls[DIRECT_TLS])
+{
+    uint64_t lin;
+    const uint8_t *gdt = NULL;
+    /* In one page, as Linux's is: else there are none. */
+    if (sys_desc_addr(c, DIRECT_TLS_FIRST * 8, DIRECT_TLS * 8, &lin) && (lin & 0xfff) <= 4096 - DIRECT_TLS * 8)
+        gdt = peek(c, lin);
+    for (unsigned i = 0; i < DIRECT_TLS; i++) {
+        uint64_t d = gdt ? ((const uint64_t *)gdt)[i] | 1ull << 40 : 0;
+        tls[i] = tls_can(d) ? d : 0;
+        if (tls[i] != s->proc->tls[i] && !tls_order(c, s, i, tls[i]))
+            return false;
     }
     return true;
 }
@@ -477,6 +599,8 @@ static bool place(struct bt_vcpu *c, struct direct_space *s, struct direct_regio
     bool x = !(e & PTE_NX);
     if (x && c->vm->direct_rdpid && has_rdpid((const uint8_t *)(h & ~0xfffull)))
         x = false;
+    if (x && s->code32 && has_fast_call((const uint8_t *)(h & ~0xfffull), c->vm->host_amd))
+        x = false;
     uint64_t prot = PROT_READ | (w ? PROT_WRITE : 0) | (x ? PROT_EXEC : 0);
     uint64_t off = ram->offset + ((h & ~0xfffull) - ram->hva);
     uint64_t flags = MAP_SHARED | MAP_FIXED | (populate ? MAP_POPULATE : 0);
@@ -525,7 +649,7 @@ int bt_direct_map(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, unsig
         return DIRECT_SOFT;
     bool was = bit(r->mapped, i) && !bit(r->gone, i), was_rw = bit(r->writable, i);
     if (was && (acc & BT_ACC_FETCH)) /* it is there, and did not let itself be run */
-        return w.exec && c->vm->direct_rdpid ? DIRECT_SOFT_PAGE : DIRECT_SOFT;
+        return w.exec && (c->vm->direct_rdpid || s->code32) ? DIRECT_SOFT_PAGE : DIRECT_SOFT;
     uint64_t first = s->proc->zone->orders.n_ops, epoch = c->direct->epoch;
     if (!place(c, s, r, &l, i, (acc & BT_ACC_WRITE) != 0, true))
         return DIRECT_SOFT;

@@ -70,20 +70,34 @@ static void arg_must_be(struct program *p, unsigned n, uint64_t v)
 }
 
 /* See direct.h for why each of these. */
-static void make_filter(struct program *p, uint64_t base, uint64_t cookie)
+static void must_be_stub(struct program *p, uint64_t base)
 {
-    static const int with_cookie[] = {SYS_mmap, SYS_munmap, SYS_rt_sigreturn};
-    p->n = 0;
-    must_be(p, offsetof(struct seccomp_data, arch), AUDIT_ARCH_X86_64);
     must_be(p, offsetof(struct seccomp_data, instruction_pointer) + 4, (uint32_t)(base >> 32));
     load(p, offsetof(struct seccomp_data, instruction_pointer));
     put(p, BPF_ALU | BPF_AND | BPF_K, ~4095u, 0, 0);
     put(p, BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)base, 1, 0);
     put(p, BPF_RET | BPF_K, SECCOMP_RET_TRAP, 0, 0);
+}
+
+static void make_filter(struct program *p, uint64_t base, uint64_t cookie)
+{
+    static const int with_cookie[] = {SYS_mmap, SYS_munmap, SYS_rt_sigreturn};
+    p->n = 0;
+    must_be_stub(p, base);
+    load(p, offsetof(struct seccomp_data, arch));
+    unsigned over = p->n;
+    put(p, BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 0);
+    /* INT 80h: set_thread_area() and the cookie */
+    must_be(p, offsetof(struct seccomp_data, arch), AUDIT_ARCH_I386);
+    must_be(p, offsetof(struct seccomp_data, nr), I386_SET_THREAD_AREA);
+    must_be(p, ARG(3), (uint32_t)(cookie >> 32));
+    must_be(p, ARG(4), (uint32_t)cookie);
+    put(p, BPF_RET | BPF_K, SECCOMP_RET_ALLOW, 0, 0);
+    p->f[over].jt = (uint8_t)(p->n - over - 1);
 
     /* read(CMD, cookie's place, 8) */
     load(p, offsetof(struct seccomp_data, nr));
-    unsigned over = p->n;
+    over = p->n;
     put(p, BPF_JMP | BPF_JEQ | BPF_K, SYS_read, 0, 0);
     arg_must_be(p, 0, DIRECT_CMD_FD);
     arg_must_be(p, 1, base + offsetof(struct direct_zone, report.cookie));
@@ -128,7 +142,7 @@ __attribute__((no_sanitize("address", "undefined"), noreturn)) static void helpe
 {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct caps[2] = {{0}, {0}};
-    int fd[DIRECT_RAM_FD + DIRECT_MAX_RAM], n = DIRECT_RAM_FD + p->n_ram, zone;
+    int fd[DIRECT_RAM_FD + DIRECT_MAX_RAM], n = DIRECT_RAM_FD + p->n_ram, zone, last = DIRECT_ZONE_FD;
     uint64_t none = 0;
 
 #ifdef RSEQ_SIG /* else the kernel would go on writing to where our library had its area */
@@ -148,19 +162,20 @@ __attribute__((no_sanitize("address", "undefined"), noreturn)) static void helpe
     for (int i = DIRECT_CMD_FD; i < n; i++)
         if (fd[i] < 0 || dup2(fd[i], i) < 0)
             _exit(102);
-    if (zone < 0 || dup2(zone, n) < 0)
+    if (zone < 0 || dup2(zone, last) < 0)
         _exit(102);
     syscall(SYS_close_range, 0, DIRECT_CMD_FD - 1, 0);
-    syscall(SYS_close_range, n + 1, ~0u, 0);
+    if (n < last)
+        syscall(SYS_close_range, n, last - 1, 0);
+    syscall(SYS_close_range, last + 1, ~0u, 0);
     /* the zone: code, orders, the rest */
     const uint64_t at[4] = {0, offsetof(struct direct_zone, orders), offsetof(struct direct_zone, report),
                             sizeof(struct direct_zone)};
     const int prot[3] = {PROT_READ | PROT_EXEC, PROT_READ, PROT_READ | PROT_WRITE};
     for (unsigned i = 0; i < 3; i++)
-        if (mmap((void *)(p->base + at[i]), at[i + 1] - at[i], prot[i], MAP_SHARED | MAP_FIXED_NOREPLACE, n,
+        if (mmap((void *)(p->base + at[i]), at[i + 1] - at[i], prot[i], MAP_SHARED | MAP_FIXED_NOREPLACE, last,
                  (off_t)at[i]) != (void *)(p->base + at[i]))
             _exit(103);
-    close(n);
     stack_t ss = {.ss_sp = (void *)(p->base + offsetof(struct direct_zone, stack)), .ss_size = DIRECT_STACK};
     if (sigaltstack(&ss, NULL))
         _exit(104);
@@ -400,6 +415,44 @@ void bt_direct_reset(struct bt_vcpu *c)
     }
 }
 
+/* Are there 32-bit programs on this host, and do its TLS entries work as direct.h says? A process tries it. */
+__attribute__((no_sanitize("address", "undefined"), noreturn)) static void try_code32(void)
+{
+    static const uint8_t code[] = {
+        0x65, 0x8b, 0x1d, 64, 0, 0, 0, /* mov %gs:64, %ebx */
+        0x81, 0xeb, 0x0d, 0x60, 0, 0,  /* sub $0x600d, %ebx */
+        0xb8, 1, 0, 0, 0, 0xcd, 0x80,  /* exit(%ebx) */
+    };
+    uint8_t *low = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    struct kernel_sigaction dfl = {0, 0, 0, 0};
+    long rc = I386_SET_THREAD_AREA;
+    prctl(PR_SET_DUMPABLE, 0);
+    for (int i = 1; i < 65; i++)
+        syscall(SYS_rt_sigaction, i, &dfl, NULL, 8);
+    if (low == MAP_FAILED)
+        _exit(1);
+    const uint32_t desc[4] = {DIRECT_TLS_FIRST, (uint32_t)(uintptr_t)low, 0xfffff, 0x51};
+    const uint32_t value = 0x600d, far[2] = {(uint32_t)(uintptr_t)(low + 128), CS32_PROGRAM};
+    memcpy(low, desc, sizeof(desc));
+    memcpy(low + 64, &value, sizeof(value));
+    memcpy(low + 72, far, sizeof(far));
+    memcpy(low + 128, code, sizeof(code));
+    __asm__ volatile("int $0x80" : "+a"(rc) : "b"(low) : "memory", "r8", "r9", "r10", "r11");
+    if (rc)
+        _exit(2);
+    __asm__ volatile("mov %0, %%gs\n\tmov %1, %%ds\n\tljmpl *(%2)" ::"r"(DIRECT_TLS_FIRST * 8 + 3), "r"(SS_PROGRAM), "r"(low + 72) : "memory");
+    _exit(3);
+}
+
+static bool code32_works(void)
+{
+    int status;
+    long pid = syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
+    if (pid == 0)
+        try_code32();
+    return pid > 0 && waitpid((pid_t)pid, &status, __WALL) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
 static int vcpu_prepare(struct bt_vm *vm, struct bt_vcpu *c, struct hvx_error *err)
 {
     struct bt_direct *d = mmap(NULL, sizeof(*d), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -454,6 +507,9 @@ int bt_direct_prepare(struct bt_vm *vm, struct hvx_error *err)
             else
                 vm->n_direct_watches++;
     }
+    vm->direct32 = !off && code32_works();
+    if (!off && !vm->direct32)
+        vm->host->log(HVX_LOG_INFO, "cpu-bt", "user-direct execution is for 64-bit programs: the host runs no 32-bit ones");
     bt_cpuid(vm->vcpu[0], 7, 0, r);
     vm->direct_rdpid = (r[2] >> 22 & 1) != 0;
     if (off) {

@@ -14,6 +14,7 @@
 #define FS (ORDERS + 32)
 #define GS (ORDERS + 40)
 #define CLOCK (ORDERS + 48)
+#define SEGS (ORDERS + 56)
 #define OPS (ORDERS + 64)
 #define R_COOKIE REPORT
 #define R_FS (REPORT + 8)
@@ -24,6 +25,7 @@
 #define R_FAILED_OP (REPORT + 48)
 #define R_IN (REPORT + 56)
 #define R_OUT (REPORT + 64)
+#define R_SEGS (REPORT + 72)
 #define AT(x) (direct_stub + (x))(%rip)
 
     .section .rodata
@@ -33,6 +35,10 @@
 direct_stub:
 /* The handler of every signal: rdi = signal, rsp = frame. All signals are blocked. */
 direct_stub_handler:
+    movw %ds, AT(R_SEGS)
+    movw %es, AT(R_SEGS + 2)
+    movw %fs, AT(R_SEGS + 4)
+    movw %gs, AT(R_SEGS + 6)
     rdfsbase %rax
     mov %rax, AT(R_FS)
     rdgsbase %rax
@@ -76,6 +82,8 @@ next: /* where an order lies is found out each time: whoever jumps in here has o
     lea AT(OPS), %r13
     add %rax, %r13
     mov (%r13), %rax
+    cmpl $0, 56(%r13)
+    jne compat
     mov 8(%r13), %rdi
     mov 16(%r13), %rsi
     mov 24(%r13), %rdx
@@ -85,6 +93,23 @@ next: /* where an order lies is found out each time: whoever jumps in here has o
     or %rbx, %r10
     or %rbp, %r8
     syscall
+    cmp $-4095, %rax
+    jae failed
+    inc %r12
+    jmp next
+compat: /* a call that only 32-bit programs have: the cookie's halves are the 4th and 5th argument */
+    mov %rbx, %r14
+    mov %rbx, %rsi
+    shr $32, %rsi
+    mov %rbp, %rdi
+    shr $32, %rdi
+    mov 8(%r13), %rbx
+    int $0x80
+    mov %r14, %rbx
+    xor %esi, %esi
+    xor %edi, %edi
+    xor %r14d, %r14d
+    movslq %eax, %rax
     cmp $-4095, %rax
     jae failed
     inc %r12
@@ -106,6 +131,10 @@ done:
     xor %r10d, %r10d
     jmp notify
 resume:
+    movw AT(SEGS), %ds
+    movw AT(SEGS + 2), %es
+    movw AT(SEGS + 4), %fs
+    movw AT(SEGS + 6), %gs
     mov AT(FS), %rax
     wrfsbase %rax
     mov AT(GS), %rax

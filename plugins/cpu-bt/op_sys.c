@@ -86,6 +86,7 @@ void bt_op_sysret(struct bt_vcpu *c, const struct bt_op *op)
 void bt_op_sysenter(struct bt_vcpu *c, const struct bt_op *op)
 {
     (void)op;
+    bt_user_left(c);
     uint32_t sel = c->sysenter_cs & 0xfffc;
     if (c->vm->amd && bt_long_mode(c)) /* AMD's have it in legacy mode alone */
         bt_raise(c, BT_EX_UD);

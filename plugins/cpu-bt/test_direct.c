@@ -334,7 +334,7 @@ static void set_state(void)
     set_seg(&r->tr, 0x40, 0x8b);
     r->tr.base = KLIN + TSS;
     r->tr.limit = 0x67;
-    r->gdt_base = KLIN + GDT, r->gdt_limit = 79;
+    r->gdt_base = KLIN + GDT, r->gdt_limit = 127;
     r->idt_base = KLIN + IDT, r->idt_limit = 4095;
     r->cr0 = 0x80050033;
     r->cr3 = m.root;
@@ -342,7 +342,7 @@ static void set_state(void)
     r->efer = 1 | 0x100 | 0x400 | 0x800;
     r->xcr0 = 7;
     r->star = (uint64_t)0x23 << 48 | (uint64_t)0x08 << 32;
-    r->lstar = kernel_at(kernel_syscall);
+    r->lstar = r->cstar = kernel_at(kernel_syscall);
     r->sfmask = 0x47700;
     r->dr[6] = 0xffff0ff0, r->dr[7] = 0x400;
     memcpy(r->xsave, &(uint16_t){0x37f}, 2);
@@ -359,7 +359,7 @@ void machine_new(unsigned helpers)
     struct hvx_engine_config cfg = {.size = sizeof(cfg), .n_vcpus = 1, .cpu_model = "host", .options = (const void *)&host};
     uint64_t tss = KLIN + TSS;
     const uint64_t gdt[] = {0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0, 0x00cffb000000ffff, 0x00cff3000000ffff, 0x00affb000000ffff, 0,
-                            0x00008b0000000067 | (tss & 0xffffff) << 16 | (tss >> 24 & 0xff) << 56, tss >> 32};
+                            0x00008b0000000067 | (tss & 0xffffff) << 16 | (tss >> 24 & 0xff) << 56, tss >> 32, 0, 0, 0, 0, 0, 0};
     m.helpers = helpers;
     m.fd = memfd_create("test-direct-ram", MFD_CLOEXEC);
     assert_true(m.fd >= 0);
@@ -505,6 +505,12 @@ int main(void)
         TEST(accessed_and_dirty_are_set_and_set_again),
         TEST(pages_nearby_are_not_marked_accessed),
         TEST(large_pages),
+        TEST(code32_and_its_system_calls),
+        TEST(code32_finds_its_tls_entries),
+        TEST(segments_are_the_guests),
+        TEST(code32_exceptions),
+        TEST(fast_system_calls_of_code32),
+        TEST(from_32_to_64_bits_and_back),
         TEST(address_spaces_stay_apart),
         TEST(address_spaces_with_pcids),
         TEST(address_spaces_with_pcids_kept),

@@ -157,6 +157,13 @@ void vector_registers_and_bases_survive_an_exit(void **state);
 void exceptions_have_the_right_vector_code_and_rip(void **state);
 void single_step_traps_after_each_instruction(void **state);
 void page_faults_have_the_right_code_and_address(void **state);
+/* test_direct_code32.c */
+void code32_and_its_system_calls(void **state);
+void code32_finds_its_tls_entries(void **state);
+void segments_are_the_guests(void **state);
+void code32_exceptions(void **state);
+void fast_system_calls_of_code32(void **state);
+void from_32_to_64_bits_and_back(void **state);
 /* test_direct_memory.c */
 void a_changed_entry_holds_after_invlpg(void **state);
 void write_protection_and_copy_on_write(void **state);

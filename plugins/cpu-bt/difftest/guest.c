@@ -178,8 +178,8 @@ static int set_state(struct hvx_error *err)
     r->rflags = 0x202;
     set_seg(&r->seg[HVX_CS], 0x33, 0xa0fb, 0);
     set_seg(&r->seg[HVX_SS], 0x2b, 0xc0f3, 0);
-    set_seg(&r->seg[HVX_DS], guest_direct ? 0 : SEL_DATA, guest_direct ? 0x100 : 0xc0f3, 0);
-    set_seg(&r->seg[HVX_ES], guest_direct ? 0 : SEL_DATA, guest_direct ? 0x100 : 0xc0f3, 0);
+    set_seg(&r->seg[HVX_DS], SEL_DATA, 0xc0f3, 0);
+    set_seg(&r->seg[HVX_ES], SEL_DATA, 0xc0f3, 0);
     set_seg(&r->seg[HVX_FS], 0, 0x100, 0);
     set_seg(&r->seg[HVX_GS], 0, 0x100, GS_BASE);
     set_seg(&r->ldtr, 0, 0x100, 0);

@@ -592,7 +592,7 @@ static void usage(void)
            "  --no-forms     sequences and programs only\n"
            "  --form TEXT    only forms whose name contains TEXT\n"
            "  --seeds FILE   seeds kept, run again at the end ($srcdir/difftest/seeds)\n"
-           "  --direct       the engine runs programs natively, in a helper process: its entries and exits are what is tested (implies --64)\n"
+           "  --direct       the engine runs programs natively, in a helper process: its entries and exits are what is tested\n"
            "  --against X    bt (the engine) or native (the harness against itself)\n"
            "  --32, --64     only code of that size (both)\n"
            "  --no-evex      leave out AVX-512\n"
@@ -626,7 +626,7 @@ static int parse(int argc, char **argv)
         else if (!strcmp(a, "--64"))
             opt.only64 = true;
         else if (!strcmp(a, "--direct"))
-            guest_direct = opt.only64 = true;
+            guest_direct = true;
         else if (!strcmp(a, "--inject"))
             opt.inject = true;
         else if (!strcmp(a, "--stats"))

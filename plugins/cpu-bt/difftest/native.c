@@ -137,5 +137,5 @@ void driver_place(struct backend *b)
 {
     memcpy(b->at(b, DRIVER), driver_begin, (size_t)(driver_end - driver_begin));
     memcpy(b->at(b, V_MASK), &xlayout.mask, 8);
-    memcpy(b->at(b, V_SEL), &(uint64_t){guest_direct ? 0 : SEL_DATA}, 8); /* helpers have Linux's null selectors */
+    memcpy(b->at(b, V_SEL), &(uint64_t){SEL_DATA}, 8);
 }
