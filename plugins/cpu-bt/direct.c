@@ -30,6 +30,10 @@
 #define PROBE_HOLD 200000     /* some 20 ms, in which it is not new to the soft tier any more */
 #define HOLD_FIRST 20000 /* some 2 ms before the next try; doubles with each failure */
 #define BACKOFF_MAX 6
+#define REMAKE_LOOK (1000 << SHIFT) /* some 0.1 ms between two looks at lost helpers */
+#define BARRED_FROM 3      /* helpers spoilt */
+#define BARRED_FIRST 10000000 /* some 1 s; doubles with each */
+#define BARRED_MAX 8
 #define LOOK_EVERY 16   /* system calls between two looks at the clock */
 
 #define FLAGS_PROGRAM (BT_ARITH | BT_DF | BT_ID | BT_NT)
@@ -81,13 +85,27 @@ bool bt_direct_wait(struct bt_vcpu *c, struct direct_proc *p, bool resume)
     bool dead = atomic_load(&p->dead);
     if (rc == 8 && n == p->one && !dead)
         return true;
-    c->st.direct_meddled += !dead; /* what it tells is left over from before: it has told of an exit that did not happen */
-    bt_direct_lost(c, p);
+    bt_direct_lost(c, p, !dead); /* what it tells is left over from before: it has told of an exit that did not happen */
     return false;
 }
 
-void bt_direct_lost(struct bt_vcpu *c, struct direct_proc *p)
+/* Whoever has spoilt several helpers does so for a purpose. Page tables are not a program, so not for ever. */
+static void bar(struct direct_space *s)
 {
+    if (s->spoilt < BARRED_FROM + BARRED_MAX)
+        s->spoilt++;
+    if (s->spoilt >= BARRED_FROM)
+        s->barred = bt_host_tsc() + ((uint64_t)BARRED_FIRST << SHIFT << (s->spoilt - BARRED_FROM));
+}
+
+static bool barred(const struct direct_space *s) { return s->barred && bt_host_tsc() < s->barred; }
+
+void bt_direct_lost(struct bt_vcpu *c, struct direct_proc *p, bool meddled)
+{
+    if (meddled)
+        c->st.direct_meddled++;
+    if (meddled && p->space)
+        bar(p->space);
     c->st.direct_lost++;
     atomic_store(&p->dead, 1);
     sys4(SYS_pidfd_send_signal, p->pidfd, SIGKILL, 0, 0);
@@ -218,6 +236,8 @@ bool bt_direct_wanted(struct bt_vcpu *c, bool iret)
         s = bt_direct_space(c);
     if (c->vm->direct_eager)
         return (s->direct = can(c));
+    if (barred(s))
+        return (s->direct = false);
     if (s->direct) {
         uint64_t ran = d->ran;
         d->ran = 0;
@@ -356,6 +376,22 @@ static void registers_out(struct bt_vcpu *c, struct direct_proc *p)
         bt_mode_update(c);
 }
 
+/* Its registers are gone with its helper; memory has what it did since they were last seen. To go on from there would do
+ * some of that twice, unnoticed. So it gets an exception for which programs seldom have a handler - SIGILL in Linux - and
+ * nothing in its registers that one could take for its state: to return leads to address 0, with no stack. */
+static _Noreturn void end_program(struct bt_vcpu *c)
+{
+    for (unsigned i = 0; i < 16; i++)
+        c->gpr[i] = 0;
+    c->rip = 0;
+    bt_set_rflags(c, BT_IF | 2);
+    sys_zero(c->xsave, 576);
+    *(uint16_t *)c->xsave = 0x37f;
+    *(uint32_t *)(c->xsave + 24) = 0x1f80;
+    bt_mode_update(c);
+    bt_raise(c, BT_EX_UD);
+}
+
 /* --- running ---------------------------------------------------------------------------------------- */
 /* A fault for want of a page. True: the program can go on at once. May raise #PF. */
 static bool page_fault(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, uint64_t error)
@@ -415,8 +451,7 @@ static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p
         /* It meddled with the stub: direct.h says why that ends it. The soft tier begins where the helper did, and shows
          * the program what is there: nothing. Or another program had left the helper waiting with signals on, and a kick
          * came before this one ran: it has lost nothing. */
-        c->st.direct_meddled++;
-        bt_direct_lost(c, p);
+        bt_direct_lost(c, p, true);
         d->soft = true;
         return false;
     }
@@ -487,15 +522,20 @@ bool bt_direct_run(struct bt_vcpu *c)
         }
         d->soft_page = 0;
     }
+    if (atomic_load_explicit(&d->n_lost, memory_order_relaxed) && bt_host_tsc() - d->remake_look > REMAKE_LOOK) {
+        d->remake_look = bt_host_tsc();
+        bt_fp_save(c);
+        bt_direct_remake(c);
+    }
     if (d->soft || !can(c))
         return false;
     struct direct_space *s = bt_direct_space(c);
     s->direct |= c->vm->direct_eager;
-    if (!s->direct || (!s->proc && !bt_direct_give_proc(c, s)))
+    if (!s->direct || barred(s) || (!s->proc && !bt_direct_give_proc(c, s)))
         return false;
     struct direct_proc *p = s->proc;
     if (atomic_load(&p->dead)) { /* killed while it waited: nothing is lost */
-        bt_direct_lost(c, p);
+        bt_direct_lost(c, p, false);
         return false;
     }
     if (bt_direct_zone_taken(c, s)) {
@@ -551,13 +591,12 @@ bool bt_direct_run(struct bt_vcpu *c)
         if (!bt_direct_wait(c, p, true)) {
             /* Its registers are gone with it, and what it did since they were last seen cannot be done again. */
             c->st.direct_killed++;
-            bt_raise(c, BT_EX_UD);
+            end_program(c);
         }
         bool ran = frame_of(p)->uc_mcontext.gregs[REG_TRAPNO] != NOT_RUN;
         if (!ran && !p->zone->report.failed) { /* an exit that did not happen */
-            c->st.direct_meddled++;
-            bt_direct_lost(c, p);
-            bt_raise(c, BT_EX_UD);
+            bt_direct_lost(c, p, true);
+            end_program(c);
         }
         if (!ran) {
             p->zone->report.failed = 0;

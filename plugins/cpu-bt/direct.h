@@ -5,15 +5,18 @@
  *
  *     direct.c        when to, and getting in and out
  *     direct_map.c    which guest pages a helper has, and when they must go
- *     direct_proc.c   making helpers: process, filter, zone; ordinary C
+ *     direct_proc.c   having helpers: zones, requests, losses; ordinary C
+ *     direct_helper.c making them: the process that does, filters
  *     direct_stub.S   the only code in a helper that is not the guest's
  *
  * A helper
  *   is a process of one thread that holds nothing but pages of guest memory, as
  *   one address space of the guest maps them for programs, and its zone (struct
  *   direct_zone): the stub, a page of orders, a stack for signals. A vCPU has a
- *   few, made before the VM's process confines itself. Each belongs to one root
- *   of guest page tables at a time and keeps its pages while others run.
+ *   few. Each belongs to one root of guest page tables at a time and keeps its
+ *   pages while others run. One that is lost is made anew, for the same place, by
+ *   a process that does nothing else: direct_helper.c. That costs time, so how
+ *   often is limited, and whose program has spoilt one is soft for a while.
  *
  * In and out
  *   The vCPU's thread writes registers into the frame of the helper's last
@@ -129,11 +132,32 @@ struct direct_zone {
 };
 _Static_assert(sizeof(struct direct_orders) == 32768 && sizeof(struct direct_report) == 4096, "whole pages: direct_stub.S");
 
+/* To and from the process that makes helpers. With a request go the descriptors of zone, orders, exits, with an answer a
+ * pidfd. */
+struct direct_request {
+    uint64_t base, cookie;
+    uint32_t slot, pad;
+};
+struct direct_answer {
+    uint32_t slot;
+    int32_t pid; /* or -errno */
+};
+#define DIRECT_BASE_MIN 0x100000000000ull /* between where programs are linked to be and where their libraries go */
+#define DIRECT_BASE_SPAN 0x400000000000ull
+
+extern const uint8_t direct_stub[], direct_stub_init[], direct_stub_handler[], direct_stub_end[];
+
 /* --- a helper, as its vCPU sees it -------------------------------------------------- */
 struct direct_space;
 struct direct_proc {
-    int pid, pidfd, cmd_fd, exit_fd;
-    _Atomic uint32_t dead; /* set by the reaper's thread */
+    int pid, pidfd, cmd_fd, exit_fd, zone_fd;
+    _Atomic uint32_t dead;  /* set by the device thread as well; everything else but the next line is then the vCPU's */
+    uint32_t stage; /* of its replacement, under direct_lock */
+    bool lost;      /* counted in: */
+    _Atomic uint32_t *n_lost;
+    struct hvx_watch *watch;
+    struct bt_vm *vm;
+    uint32_t slot;
     int tsc_faults;        /* RDTSC traps; -1: not known */
     uint64_t tls[DIRECT_TLS]; /* its TLS entries, as descriptors; ~0: not known */
     uint64_t cookie;
@@ -146,6 +170,9 @@ struct direct_proc {
     uint8_t sw_reserved[48];
     struct direct_space *space;
 };
+
+/* LIVE, the device thread when it has ended: DEAD, the vCPU: ASKED, the device thread: MADE (or DEAD), the vCPU: LIVE. */
+enum { DIRECT_LIVE, DIRECT_DEAD, DIRECT_ASKED, DIRECT_MADE };
 
 /* 2 MiB of a space, as far as pages of it are mapped in the helper. */
 struct direct_region {
@@ -174,6 +201,8 @@ struct direct_space {
     bool fresh;    /* its helper has just been given to it */
     bool code32;   /* what last ran natively; then pages are mapped as 32-bit code needs it */
     uint8_t flips; /* of that */
+    uint8_t spoilt; /* helpers */
+    uint64_t barred; /* until then soft for that */
     /* policy: direct.c */
     bool direct;
     uint8_t backoff;
@@ -201,6 +230,9 @@ struct bt_direct {
     uint64_t ran;                    /* cycles of the program since the kernel last let it go on */
     uint64_t hint;                   /* a page that the guest has just been asked for */
     int kick_fd;                     /* pidfd of the helper that runs */
+    _Atomic uint32_t n_lost;         /* helpers to be made anew */
+    uint64_t remake_look;            /* when that was last gone about */
+    uint64_t remake_from;            /* replacements are paid for by time that has passed since */
     struct direct_region region[DIRECT_REGIONS];
 };
 
@@ -215,6 +247,10 @@ struct direct_ram {
 int bt_direct_prepare(struct bt_vm *vm, struct hvx_error *err); /* before confinement; 0 also when the tier stays off */
 void bt_direct_reset(struct bt_vcpu *c);
 void bt_direct_destroy(struct bt_vm *vm);
+void bt_direct_remake(struct bt_vcpu *c); /* lost helpers: a step on the way. bt_fp_save() has been called */
+/* direct_helper.c */
+int bt_direct_maker(const int *ram_fd, int n_ram, int *pidfd, struct hvx_error *err); /* a socket to it */
+bool bt_direct_code32_works(void);
 /* direct_map.c. In translated code's company: no vector registers, no libc. */
 struct direct_space *bt_direct_space(struct bt_vcpu *c);
 bool bt_direct_give_proc(struct bt_vcpu *c, struct direct_space *s);
@@ -246,6 +282,6 @@ bool bt_direct_wanted(struct bt_vcpu *c, bool iret); /* a program is about to be
 bool bt_direct_run(struct bt_vcpu *c);              /* false: not now, go on in the soft tier */
 bool bt_direct_wait(struct bt_vcpu *c, struct direct_proc *p, bool resume);
 void bt_direct_kick(struct bt_vcpu *c);             /* async-signal-safe */
-void bt_direct_lost(struct bt_vcpu *c, struct direct_proc *p);
+void bt_direct_lost(struct bt_vcpu *c, struct direct_proc *p, bool meddled); /* meddled: by its program's doing */
 
 #endif

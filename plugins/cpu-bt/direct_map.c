@@ -203,7 +203,8 @@ struct direct_space *bt_direct_space(struct bt_vcpu *c)
     s->root = root;
     s->direct = s->forget = s->stale = false;
     s->code32 = s->probing = false;
-    s->backoff = s->flips = s->probes = 0;
+    s->backoff = s->flips = s->probes = s->spoilt = 0;
+    s->barred = 0;
     s->n_entries = s->n_grey = 0;
     s->hold = 0;
     s->gen = s->mean = s->credit = 0;

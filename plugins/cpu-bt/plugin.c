@@ -97,6 +97,7 @@ static void vm_destroy(struct hvx_engine_vm *e)
     bt_cpuid_destroy(vm);
     bt_sync_destroy(vm);
     bt_phys_destroy(vm);
+    pthread_mutex_destroy(&vm->direct_lock);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
 }
@@ -138,6 +139,8 @@ static int vm_create(void *ctx, struct hvx_vm *hvm, const struct hvx_engine_conf
         return hvx_fail(err, -ENOMEM, "cpu-bt: out of memory");
     }
     pthread_mutex_init(&vm->lock, NULL);
+    pthread_mutex_init(&vm->direct_lock, NULL);
+    vm->direct_maker_fd = vm->direct_maker_pidfd = -1;
     vm->kd = bt_kd_create(vm);
     rc = bt_sync_create(vm);
     if (!rc)
@@ -627,6 +630,7 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
         S(direct_lost, "helpers");
         S(direct_killed, "programs");
         S(direct_meddled, "times");
+        S(direct_remade, "helpers");
 #undef S
     }
 }

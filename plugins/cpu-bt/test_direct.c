@@ -123,6 +123,7 @@ static void *mem_ptr(struct hvx_vm *v, uint64_t gpa, size_t *n)
 struct hvx_watch {
     pthread_t thread;
     int fd, stop;
+    bool gone;
     void (*cb)(void *, int, bool, bool);
     void *opaque;
 };
@@ -130,10 +131,18 @@ static void *watch_thread(void *arg)
 {
     struct hvx_watch *w = arg;
     struct pollfd p[2] = {{.fd = w->fd, .events = POLLIN}, {.fd = w->stop, .events = POLLIN}};
-    while (poll(p, 2, -1) < 0)
-        ;
-    if (p[0].revents && !p[1].revents)
+    for (;;) {
+        while (poll(p, 2, -1) < 0)
+            ;
+        if (p[1].revents)
+            break;
         w->cb(w->opaque, w->fd, true, false);
+    }
+    if (w->gone) { /* by its own doing */
+        pthread_detach(w->thread);
+        close(w->stop);
+        free(w);
+    }
     return NULL;
 }
 static int watch_new(struct hvx_vm *v, int fd, bool want_read, bool want_write, void (*cb)(void *, int, bool, bool), void *opaque,
@@ -156,8 +165,11 @@ static int watch_new(struct hvx_vm *v, int fd, bool want_read, bool want_write, 
 static void watch_del(struct hvx_watch *w)
 {
     uint64_t one = 1;
+    w->gone = pthread_equal(w->thread, pthread_self());
     if (write(w->stop, &one, 8) != 8)
         abort();
+    if (w->gone)
+        return;
     pthread_join(w->thread, NULL);
     close(w->stop);
     free(w);
@@ -470,6 +482,12 @@ void expect_read(uint64_t lin, uint64_t v)
     assert_int_equal(RBX, v);
 }
 
+void forgive(void)
+{
+    for (unsigned i = 0; i < DIRECT_SPACES; i++)
+        m.c->direct->space[i].spoilt = 0, m.c->direct->space[i].barred = 0;
+}
+
 void good_program_still_runs(void)
 {
     set_start(GOOD);
@@ -530,6 +548,9 @@ int main(void)
         TEST(jumping_to_any_byte_of_the_stub),
         TEST(a_helper_that_waits_is_killed),
         TEST(a_helper_that_runs_is_killed),
+        TEST(lost_helpers_are_replaced),
+        TEST(replacements_are_limited),
+        TEST(spoilers_are_barred),
         TEST(a_kick_ends_an_endless_loop),
         TEST(more_scattered_pages_than_a_helper_has),
         TEST(more_regions_than_there_are),

@@ -149,6 +149,7 @@ void write_at(uint64_t lin, uint64_t v);
 void expect_read(uint64_t lin, uint64_t v);
 #define GOOD (CODE + 0x800) /* p_loop lies here */
 void good_program_still_runs(void);
+void forgive(void); /* what was done to helpers until now */
 
 /* --- the tests ------------------------------------------------------------------------------ */
 /* test_direct_exits.c */
@@ -196,6 +197,9 @@ void jumping_to_any_byte_of_the_stub(void **state);
 /* test_direct_losses.c */
 void a_helper_that_waits_is_killed(void **state);
 void a_helper_that_runs_is_killed(void **state);
+void lost_helpers_are_replaced(void **state);
+void replacements_are_limited(void **state);
+void spoilers_are_barred(void **state);
 void a_kick_ends_an_endless_loop(void **state);
 
 #endif

@@ -4,8 +4,21 @@
  */
 #define _GNU_SOURCE
 #include "test_direct.h"
+#include <errno.h>
+#include <poll.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
+
+/* Requests end where they were sent. */
+static void kill_maker(void)
+{
+    struct pollfd f = {.fd = m.c->vm->direct_maker_pidfd, .events = POLLIN};
+    syscall(SYS_pidfd_send_signal, f.fd, SIGKILL, NULL, 0);
+    assert_int_equal(poll(&f, 1, 10000), 1);
+}
+static void no_more_helpers(void) { m.c->direct->remake_from = 0; }
 
 static void wait_dead(struct direct_proc *p)
 {
@@ -56,6 +69,7 @@ void a_helper_that_runs_is_killed(void **state)
     put_accesses();
     put_program(CODE, p_count);
     put_program(GOOD, p_loop);
+    kill_maker();
     for (unsigned i = 0; i < m.helpers; i++) {
         good_program_still_runs();
         was_native();
@@ -66,8 +80,10 @@ void a_helper_that_runs_is_killed(void **state)
         start(CODE);
         pthread_join(t, NULL);
         assert_int_equal(m.a->vec, 6);
+        assert_int_equal(m.a->rip | m.a->rsp | RAX | RCX | RBX, 0); /* nothing to go on with */
         assert_int_equal(m.c->st.direct_killed, i + 1);
     }
+    no_more_helpers();
     natively(); /* none is left */
     good_program_still_runs();
     assert_int_equal(m.c->st.direct_entries, entries_before);
@@ -75,6 +91,117 @@ void a_helper_that_runs_is_killed(void **state)
     write_at(DATA, 5);
     expect_syscall();
     assert_int_equal(*user64(DATA), 5);
+}
+
+/* Helpers that are lost come back. */
+static void wait_remade(uint64_t n)
+{
+    struct timespec t = {0, 2000000};
+    for (unsigned i = 0; m.c->st.direct_remade < n; i++) {
+        assert_true(i < 5000);
+        good_program_still_runs();
+        nanosleep(&t, NULL);
+    }
+}
+static void expect_all_native(void)
+{
+    for (unsigned i = 0; i < m.helpers; i++)
+        assert_int_equal(atomic_load(&m.c->direct->proc[i].dead), 0);
+    natively();
+    good_program_still_runs();
+    was_native();
+}
+
+void lost_helpers_are_replaced(void **state)
+{
+    (void)state;
+    begin(__func__);
+    put_accesses();
+    put_program(GOOD, p_loop);
+    for (unsigned round = 0; round < 3; round++) {
+        good_program_still_runs();
+        was_native();
+        m.c->direct->remake_from = 0; /* a long time has passed */
+        for (unsigned i = 0; i < m.helpers; i++)
+            kill(m.c->direct->proc[i].pid, SIGKILL);
+        for (unsigned i = 0; i < m.helpers; i++)
+            wait_dead(&m.c->direct->proc[i]);
+        natively();
+        good_program_still_runs(); /* with none, in the soft tier */
+        wait_remade((round + 1) * m.helpers);
+        expect_all_native();
+        check_zones();
+        write_at(DATA, round + 7);
+        expect_syscall();
+        assert_int_equal(*user64(DATA), round + 7);
+    }
+    assert_int_equal(m.c->st.direct_killed + m.c->st.direct_meddled, 0);
+    assert_int_equal(m.c->st.direct_lost, 3); /* the one that had the address space; the others had none */
+}
+
+void replacements_are_limited(void **state)
+{
+    (void)state;
+    begin(__func__);
+    put_program(GOOD, p_loop);
+    good_program_still_runs();
+    uint64_t from = host_clock();
+    unsigned kills = 0;
+    while (host_clock() - from < 3000000000u) { /* whoever kills them as fast as they come */
+        struct timespec t = {0, 1000000};
+        for (unsigned i = 0; i < m.helpers; i++)
+            if (!atomic_load(&m.c->direct->proc[i].dead)) {
+                kill(m.c->direct->proc[i].pid, SIGKILL);
+                wait_dead(&m.c->direct->proc[i]);
+                kills++;
+            }
+        good_program_still_runs();
+        nanosleep(&t, NULL);
+    }
+    print_message("  %u killed in 3 s, %llu made anew\n", kills, (unsigned long long)m.c->st.direct_remade);
+    assert_true(m.c->st.direct_remade >= 8 && m.c->st.direct_remade <= 8 + 7);
+    m.c->direct->remake_from = 0;
+    wait_remade(m.c->st.direct_remade + 1);
+}
+
+/* Whoever spoils one helper after the other stays soft, and the next does not. */
+void spoilers_are_barred(void **state)
+{
+    (void)state;
+    begin(__func__);
+    uint64_t root = m.root, other = new_root();
+    put_accesses();
+    put_program(GOOD, p_loop);
+    for (uint64_t lin = CODE;; lin = STACK - 4096) {
+        *entry(other, lin, 0) = *pte(lin);
+        if (lin != CODE)
+            break;
+    }
+    unsigned jumps = 0;
+    for (; jumps < 20; jumps++) {
+        m.c->direct->remake_from = 0;
+        natively();
+        good_program_still_runs();
+        struct direct_proc *p = current_proc();
+        if (!p || m.c->st.direct_entries == entries_before)
+            break;
+        try_at(JUMP, p->base + 16);
+        assert_true(m.a->vec < 32);
+    }
+    assert_int_equal(jumps, 3);
+    assert_int_equal(m.c->st.direct_meddled, 3);
+    go_arg(CMD_CR3, other);
+    natively();
+    good_program_still_runs();
+    was_native();
+    go_arg(CMD_CR3, root);
+    natively();
+    good_program_still_runs();
+    assert_int_equal(m.c->st.direct_entries, entries_before);
+    m.c->direct->current->barred = 1; /* the time has passed */
+    wait_remade(1);
+    good_program_still_runs();
+    was_native();
 }
 
 static _Atomic unsigned hammer_at;

@@ -142,6 +142,7 @@ static void meddle_once(uint64_t offset, unsigned set)
 {
     struct direct_proc *p;
     static char what[80];
+    forgive();
     good_program_still_runs();
     p = current_proc();
     if (!p) { /* all have been used up */
@@ -324,6 +325,7 @@ void forged_exits(void **state)
     pthread_create(&t, NULL, kicker, NULL);
     for (unsigned i = 0; i < 6; i++) {
         put_program(CODE, p_forge);
+        forgive();
         good_program_still_runs();
         struct direct_proc *p = current_proc();
         if (!p)
@@ -373,6 +375,7 @@ static void false_exits(bool late_signal)
     put_program(CODE + 16, p_false_exit);
     put_program(CODE + 0x400, p_count);
     for (unsigned round = 0; round < 3; round++) {
+        forgive();
         expect_read(DATA + 8, 0);
         struct direct_proc *p = current_proc();
         assert_non_null(p);
@@ -454,6 +457,7 @@ void the_next_program_on_a_helper_loses_nothing(void **state)
         put_program(CODE + 16, p_false_exit);
         put_program(GOOD, p_loop);
         for (unsigned round = 0; round < 5; round++) {
+            forgive();
             go_arg(CMD_CR3, root);
             expect_read(DATA + 8, 0);
             struct direct_proc *p = current_proc();
