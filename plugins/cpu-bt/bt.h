@@ -284,7 +284,7 @@ struct bt_vcpu {
         uint64_t slow_accesses, bounces, careful, mmio, pio, smc_invalidations, cache_flushes, exceptions, page_faults, interrupts;
         uint64_t direct_entries, direct_cycles, direct_syscalls, direct_faults, direct_kicks, direct_soft, direct_left, direct_maps,
             direct_pages, direct_unmaps, direct_compares, direct_uncoded, direct_failures, direct_lost, direct_killed,
-            direct_meddled, direct_remade;
+            direct_meddled, direct_remade, direct_copies;
         uint64_t kd_maps, kd_faults, kd_soft, kd_unmaps, kd_checks;
         uint64_t kicks, unchains, halts, jc_miss, inline_miss, inline_learnt, inline_opened, code_bytes, syscalls, cr3_loads, insns_translated, translate_cycles, sync_requests;
     } st;
@@ -335,6 +335,8 @@ struct bt_vm {
     bool hypercalls;            /* VMCALL and VMMCALL are not #UD */
     bool direct_eager;          /* at once and always: for tests */
     bool direct_rdpid;          /* and RDPID must not */
+    uint8_t *direct_copies;     /* pages with RDPID: direct_copy.c */
+    int direct_copies_fd;       /* as helpers have them */
     bool direct32;              /* 32-bit ones as well */
     unsigned direct_helpers;    /* processes a vCPU */
     struct direct_ram *direct_ram;

@@ -3,6 +3,7 @@
  * plugins/cpu-bt/cache.c - blocks, chains, jump caches: see cache.h.
  */
 #include "cache.h"
+#include "direct.h"
 #include "emit.h"
 #include "kdirect.h"
 #include "phys.h"
@@ -366,6 +367,8 @@ bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_b
 {
     struct bt_cache *k = c->cache;
     bool hit = false;
+    if (c->direct && c->direct->n_copies)
+        bt_direct_uncopy(c, pa, n);
     for (uint64_t page = pa & ~0xfffull; page < pa + n; page += 4096) {
         struct bt_codepage *p = bt_codepage_get(c, page, false);
         if (!p)
@@ -501,6 +504,8 @@ void bt_cache_flush(struct bt_vcpu *c)
     struct bt_cache *k = c->cache;
     bt_relink(c);
     c->st.cache_flushes++;
+    if (c->direct && c->direct->n_copies)
+        bt_direct_uncopy(c, 0, ~0ull);
     k->hot_p = k->hot;
     k->cold_p = k->cold;
     k->n_blocks = k->n_exits = k->n_map = 1;

@@ -202,6 +202,7 @@ struct bt_block *bt_block_at(struct bt_vcpu *c, uint64_t host); /* by any host a
 bool bt_host_to_rip(struct bt_vcpu *c, uint64_t host, uint64_t *rip);
 /* The last entry before a host address. */
 const struct bt_map_entry *bt_host_map(struct bt_vcpu *c, uint64_t host, const struct bt_block **block);
+void bt_codepage_mark(struct bt_vcpu *c, uint64_t pa, unsigned len); /* [pa, pa+len) of one page is about to be read */
 struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create);
 /* The bytes [pa, pa+n) change: drop this vCPU's blocks over them; true when `current` was among them. */
 bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_block *current);

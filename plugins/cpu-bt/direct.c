@@ -486,11 +486,14 @@ static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p
             c->rip -= 1; /* INT1 */
         }
         break;
+    case SIGILL:
+        d->once = bt_direct_runs_copy(c, s, c->rip);
+        break;
     default:
         break;
     }
     c->st.direct_soft += signal != SIGSYS;
-    d->soft = true; /* the instruction itself runs in the soft tier */
+    d->soft = !d->once; /* the instruction itself runs in the soft tier */
     return false;
 }
 
@@ -515,6 +518,11 @@ static void tsc_order(struct bt_vcpu *c, struct direct_proc *p)
 bool bt_direct_run(struct bt_vcpu *c)
 {
     struct bt_direct *d = c->direct;
+    if (d->once) {
+        d->once = false;
+        c->force_single = 1;
+        return false;
+    }
     if (d->soft_page) {
         if (d->current && d->current->direct && (c->rip & ~0xfffull) == d->soft_page) {
             c->force_single = 1;

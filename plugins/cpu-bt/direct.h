@@ -5,6 +5,7 @@
  *
  *     direct.c        when to, and getting in and out
  *     direct_map.c    which guest pages a helper has, and when they must go
+ *     direct_copy.c   pages of code with RDPID
  *     direct_proc.c   having helpers: zones, requests, losses; ordinary C
  *     direct_helper.c making them: the process that does, filters
  *     direct_stub.S   the only code in a helper that is not the guest's
@@ -185,6 +186,8 @@ struct direct_region {
 };
 #define DIRECT_REGIONS 4096u
 #define DIRECT_HASH 4096u
+#define DIRECT_COPIES 16u /* of a vCPU: pages with RDPID */
+#define DIRECT_NO_COPY (~0ull)
 #define DIRECT_SPACES 128u
 #define DIRECT_PROCS_MAX 32u
 #define DIRECT_MAX_PAGES 40000u /* of a helper: under the host's usual max_map_count however scattered */
@@ -223,6 +226,9 @@ struct bt_direct {
     uint64_t clock, epoch; /* epoch: counts regions given up */
     uint32_t hash[DIRECT_HASH];
     uint32_t free_region, n_regions; /* 0 is never used */
+    uint64_t copy[DIRECT_COPIES];    /* of which guest page, | 1; 0: free */
+    unsigned n_copies;
+    bool once;                       /* one instruction in the soft tier, then natively again */
     uint16_t rw_filter[65536];       /* how many writable pages, by hash of the address */
     uint64_t soft_page;              /* linear page that must not run natively and is running: one instruction at a time */
     bool new_code;                   /* the program has come to a page of code that its helper did not have */
@@ -272,7 +278,14 @@ enum { DIRECT_MAPPED, DIRECT_SOFT, DIRECT_SOFT_PAGE };
 int bt_direct_map(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, unsigned acc);
 /* Orders are carried out without running the program; false: the helper is lost. */
 bool bt_direct_flush_orders(struct bt_vcpu *c, struct direct_space *s);
+/* Does the page at lin run from a copy? */
+bool bt_direct_runs_copy(struct bt_vcpu *c, const struct direct_space *s, uint64_t lin);
+/* direct_copy.c; ordinary C */
+int bt_direct_copies_make(struct bt_vm *vm); /* a file descriptor for helpers, or -1: there are none */
+void bt_direct_copies_end(struct bt_vm *vm);
+uint64_t bt_direct_copy(struct bt_vcpu *c, uint64_t pa, const uint8_t *page); /* where in the file, or DIRECT_NO_COPY */
 /* hooks */
+void bt_direct_uncopy(struct bt_vcpu *c, uint64_t pa, uint64_t n); /* the bytes change, or nobody watches them any more */
 void bt_direct_invlpg(struct bt_vcpu *c, uint64_t lin);
 void bt_direct_drop_write(struct bt_vcpu *c, uint64_t pa);
 void bt_direct_forget(struct bt_vcpu *c);          /* guest-physical memory has changed */

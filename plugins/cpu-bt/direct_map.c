@@ -521,7 +521,7 @@ static const struct direct_ram *ram_find(const struct bt_vm *vm, uintptr_t hva)
     return NULL;
 }
 
-/* RDPID tells the host's CPU and cannot be made to fault: pages with one run in the soft tier. */
+/* RDPID tells the host's CPU and cannot be made to fault: direct_copy.c. */
 static bool has_rdpid(const uint8_t *p)
 {
     for (unsigned i = 0; i + 8 <= 4096; i += 8) {
@@ -597,19 +597,32 @@ static bool place(struct bt_vcpu *c, struct direct_space *s, struct direct_regio
         }
         w = bit(r->writable, i);
     }
+    if (!bit(r->mapped, i)) /* it ran from a copy somewhere: bt_direct_uncopy(); next time */
+        return false;
     bool x = !(e & PTE_NX);
-    if (x && c->vm->direct_rdpid && has_rdpid((const uint8_t *)(h & ~0xfffull)))
-        x = false;
+    uint64_t off = ram->offset + ((h & ~0xfffull) - ram->hva), fd = (uint64_t)ram->helper_fd;
+    if (x && c->vm->direct_rdpid && has_rdpid((const uint8_t *)(h & ~0xfffull))) {
+        uint64_t epoch = d->epoch, copy = DIRECT_NO_COPY;
+        if (!(e & PTE_W) && !s->code32)
+            copy = bt_direct_copy(c, e & PA_MASK, (const uint8_t *)(h & ~0xfffull));
+        if (epoch != d->epoch || !bit(r->mapped, i)) /* it may have waited for other vCPUs, and served requests */
+            return false;
+        if (copy == DIRECT_NO_COPY) {
+            x = false;
+        } else {
+            off = copy;
+            fd = (uint64_t)c->vm->direct_copies_fd;
+        }
+    }
     if (x && s->code32 && has_fast_call((const uint8_t *)(h & ~0xfffull), c->vm->host_amd))
         x = false;
     uint64_t prot = PROT_READ | (w ? PROT_WRITE : 0) | (x ? PROT_EXEC : 0);
-    uint64_t off = ram->offset + ((h & ~0xfffull) - ram->hva);
     uint64_t flags = MAP_SHARED | MAP_FIXED | (populate ? MAP_POPULATE : 0);
     struct direct_orders *o = &s->proc->zone->orders;
     struct direct_op *last = o->n_ops ? &o->op[o->n_ops - 1] : NULL;
     c->st.direct_pages++;
     if (last && last->nr == SYS_mmap && last->arg[0] + last->arg[1] == lin && last->arg[2] == prot &&
-        last->arg[3] == flags && last->arg[4] == (uint64_t)ram->helper_fd && last->arg[5] + last->arg[1] == off) {
+        last->arg[3] == flags && last->arg[4] == fd && last->arg[5] + last->arg[1] == off) {
         last->arg[1] += 4096;
         return true;
     }
@@ -621,7 +634,7 @@ static bool place(struct bt_vcpu *c, struct direct_space *s, struct direct_regio
     op->arg[1] = 4096;
     op->arg[2] = prot;
     op->arg[3] = flags;
-    op->arg[4] = (uint64_t)ram->helper_fd;
+    op->arg[4] = fd;
     op->arg[5] = off;
     return bit(r->mapped, i); /* not if orders had to be carried out and failed */
 }
@@ -721,9 +734,50 @@ void bt_direct_drop_write(struct bt_vcpu *c, uint64_t pa)
     }
 }
 
+bool bt_direct_runs_copy(struct bt_vcpu *c, const struct direct_space *s, uint64_t lin)
+{
+    struct bt_direct *d = c->direct;
+    const struct direct_region *r = region_find(d, s, lin);
+    unsigned i = lin >> 12 & 511;
+    if (!r || !bit(r->mapped, i))
+        return false;
+    for (unsigned j = 0; j < DIRECT_COPIES; j++)
+        if (d->copy[j] == ((r->pte[i] & PA_MASK) | 1))
+            return true;
+    return false;
+}
+
+void bt_direct_uncopy(struct bt_vcpu *c, uint64_t pa, uint64_t n)
+{
+    struct bt_direct *d = c->direct;
+    for (unsigned j = 0; j < DIRECT_COPIES; j++) {
+        uint64_t page = d->copy[j] & PA_MASK;
+        if (!d->copy[j] || (page - pa >= n && pa - page >= 4096))
+            continue;
+        d->copy[j] = 0;
+        d->n_copies--;
+        for (unsigned k = 0; k < DIRECT_SPACES; k++) {
+            struct direct_space *s = &d->space[k];
+            for (uint32_t ri = s->regions; ri; ri = d->region[ri].next_space) {
+                struct direct_region *r = &d->region[ri];
+                for (unsigned i = 0; i < 512; i++) {
+                    if (!bit(r->mapped, i) || (r->pte[i] & PA_MASK) != page)
+                        continue;
+                    forget_page(d, s, r, i);
+                    bit_set(r->gone, i);
+                    s->stale = r->stale = true;
+                }
+            }
+        }
+    }
+}
+
 void bt_direct_forget(struct bt_vcpu *c)
 {
     struct bt_direct *d = c->direct;
+    for (unsigned i = 0; i < DIRECT_COPIES; i++)
+        d->copy[i] = 0;
+    d->n_copies = 0;
     for (unsigned i = 0; i < DIRECT_SPACES; i++)
         if (d->space[i].regions || d->space[i].proc)
             space_empty(d, &d->space[i]);

@@ -389,6 +389,7 @@ void bt_direct_destroy(struct bt_vm *vm)
     if (vm->direct_maker_fd >= 0)
         close(vm->direct_maker_fd);
     vm->direct_maker_fd = vm->direct_maker_pidfd = -1;
+    bt_direct_copies_end(vm);
     for (unsigned i = 0; i < vm->n_vcpus; i++) {
         struct bt_vcpu *c = vm->vcpu[i];
         struct bt_direct *d = c ? c->direct : NULL;
@@ -423,16 +424,23 @@ void bt_direct_reset(struct bt_vcpu *c)
 
 static int maker_start(struct bt_vm *vm, struct hvx_error *err)
 {
-    int fd[DIRECT_MAX_RAM], n = 0;
+    int fd[DIRECT_MAX_RAM], n = 0, copies = -1;
     for (unsigned i = 0; i < vm->n_direct_ram; i++)
         if (vm->direct_ram[i].helper_fd == DIRECT_RAM_FD + n)
             fd[n++] = vm->direct_ram[i].fd;
+    if (n < (int)DIRECT_MAX_RAM)
+        copies = bt_direct_copies_make(vm);
+    vm->direct_copies_fd = DIRECT_RAM_FD + n;
+    if (copies >= 0)
+        fd[n++] = copies;
     /* It stays, and shall not keep a copy of what the vCPUs are about to fill. */
     for (unsigned i = 0; i < vm->n_vcpus; i++)
         madvise(vm->vcpu[i]->region, vm->vcpu[i]->region_size, MADV_DONTFORK);
     vm->direct_maker_fd = bt_direct_maker(fd, n, &vm->direct_maker_pidfd, err);
     for (unsigned i = 0; i < vm->n_vcpus; i++)
         madvise(vm->vcpu[i]->region, vm->vcpu[i]->region_size, MADV_DOFORK);
+    if (copies >= 0)
+        close(copies);
     return vm->direct_maker_fd < 0 ? vm->direct_maker_fd : 0;
 }
 

@@ -631,6 +631,7 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
         S(direct_killed, "programs");
         S(direct_meddled, "times");
         S(direct_remade, "helpers");
+        S(direct_copies, "pages");
 #undef S
     }
 }

@@ -194,6 +194,14 @@ void the_next_program_on_a_helper_loses_nothing(void **state);
 void with_the_cookie_the_stub_would_be_of_use(void **state);
 void jumping_to_any_instruction_of_the_stub(void **state);
 void jumping_to_any_byte_of_the_stub(void **state);
+/* test_direct_copy.c */
+void rdpid_tells_the_guests_cpu(void **state);
+void copies_follow_the_kernels_stores(void **state);
+void copies_follow_a_programs_stores(void **state);
+void copies_follow_devices(void **state);
+void what_only_looks_like_rdpid(void **state);
+void rdpid_in_a_writable_page(void **state);
+void more_pages_with_rdpid_than_copies(void **state);
 /* test_direct_losses.c */
 void a_helper_that_waits_is_killed(void **state);
 void a_helper_that_runs_is_killed(void **state);

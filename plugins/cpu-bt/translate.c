@@ -10,8 +10,6 @@
 #include <assert.h>
 #include <stdlib.h>
 
-void bt_codepage_mark(struct bt_vcpu *c, uint64_t pa, unsigned len);
-
 struct trans *bt_trans_create(struct bt_vcpu *c)
 {
     struct trans *t = calloc(1, sizeof(*t));

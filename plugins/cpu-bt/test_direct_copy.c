@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plugins/cpu-bt/test_direct_copy.c - pages with RDPID: they run natively, from
+ * copies (direct_copy.c), RDPID tells the guest's value, and copies follow what
+ * is written to their pages.
+ */
+#include "test_direct.h"
+
+#define PAGE (CODE + 0x20000)
+#define AGAIN (CODE + 0x30000) /* the same page, writable */
+#define AUX 0x1234u
+
+PROGRAM(p_rdpid, "mov $100, %ecx\n 1: dec %ecx\n jnz 1b\n .byte 0xf3, 0x0f, 0xc7, 0xf8\n mov $7, %ebx\n syscall");
+#define MOV (PAGE + 13) /* the MOV to EBX, SYSCALL and a byte */
+#define MOV_VALUE(x) (0x00050f00000000bbull | (uint64_t)(x) << 8)
+PROGRAM(p_r15, "mov $100, %ecx\n 1: dec %ecx\n jnz 1b\n .byte 0xf3, 0x41, 0x0f, 0xc7, 0xff\n mov %r15, %rax\n mov $7, %ebx\n syscall");
+PROGRAM(p_lookalike, "mov $0xf8c70ff3, %eax\n mov $8, %ebx\n syscall");
+
+static void start_page(const uint8_t *program, size_t n, uint64_t flags)
+{
+    if (!m.c->vm->direct_rdpid)
+        skip();
+    m.c->tsc_aux = AUX;
+    uint64_t gpa = map(PAGE, flags);
+    *pte(AGAIN) = gpa | RW;
+    put_bytes(PAGE, program, n);
+}
+static void run_page(uint64_t rax, uint64_t rbx)
+{
+    natively();
+    start(PAGE);
+    was_native();
+    expect_syscall();
+    assert_int_equal(RAX, rax);
+    assert_int_equal(RBX, rbx);
+}
+#define START_PAGE(name, flags) start_page(name, (size_t)(name##_end - name), flags)
+
+void rdpid_tells_the_guests_cpu(void **state)
+{
+    (void)state;
+    begin(__func__);
+    START_PAGE(p_rdpid, P | U | A);
+    for (unsigned i = 0; i < 5; i++) {
+        run_page(AUX, 7);
+        assert_int_equal(m.c->st.direct_entries, entries_before + (i ? 2 : 3)); /* with RDPID between, and the first fault */
+    }
+    assert_int_equal(m.c->st.direct_copies, 1);
+    START_PAGE(p_r15, P | U | A);
+    invlpg(PAGE);
+    run_page(AUX, 7);
+    assert_int_equal(m.c->st.direct_copies, 2);
+}
+
+void copies_follow_the_kernels_stores(void **state)
+{
+    (void)state;
+    begin(__func__);
+    START_PAGE(p_rdpid, P | U | A);
+    for (unsigned i = 0; i < 20; i++) {
+        m.a->arg2 = MOV_VALUE(i);
+        go_arg(CMD_STORE, AGAIN + (MOV - PAGE));
+        run_page(AUX, i);
+        run_page(AUX, i);
+    }
+    assert_int_equal(m.c->st.direct_copies, 20);
+}
+
+void copies_follow_a_programs_stores(void **state)
+{
+    (void)state;
+    begin(__func__);
+    put_accesses();
+    START_PAGE(p_rdpid, P | U | A);
+    for (unsigned i = 0; i < 20; i++) {
+        run_page(AUX, i ? i : 7);
+        write_at(AGAIN + (MOV - PAGE), MOV_VALUE(i + 1));
+        expect_syscall();
+    }
+}
+
+void copies_follow_devices(void **state)
+{
+    (void)state;
+    begin(__func__);
+    START_PAGE(p_rdpid, P | U | A);
+    for (unsigned i = 0; i < 20; i++) {
+        patch64(MOV, MOV_VALUE(i));
+        run_page(AUX, i);
+    }
+}
+
+void what_only_looks_like_rdpid(void **state)
+{
+    (void)state;
+    begin(__func__);
+    START_PAGE(p_lookalike, P | U | A);
+    uint64_t copies = m.c->st.direct_copies;
+    start(PAGE);
+    expect_syscall();
+    assert_int_equal(RAX, 0xf8c70ff3);
+    assert_int_equal(RBX, 8);
+    assert_int_equal(m.c->st.direct_copies, copies);
+}
+
+void rdpid_in_a_writable_page(void **state)
+{
+    (void)state;
+    begin(__func__);
+    START_PAGE(p_rdpid, RW);
+    uint64_t copies = m.c->st.direct_copies;
+    for (unsigned i = 0; i < 3; i++) {
+        start(PAGE);
+        expect_syscall();
+        assert_int_equal(RAX, AUX);
+        assert_int_equal(RBX, 7);
+    }
+    assert_int_equal(m.c->st.direct_copies, copies);
+}
+
+void more_pages_with_rdpid_than_copies(void **state)
+{
+    (void)state;
+    begin(__func__);
+    START_PAGE(p_rdpid, P | U | A);
+    for (unsigned i = 0; i < 2 * DIRECT_COPIES; i++) {
+        map(PAGE, P | U | A);
+        put_bytes(PAGE, p_rdpid, (size_t)(p_rdpid_end - p_rdpid));
+        patch64(MOV, MOV_VALUE(i));
+        invlpg(PAGE);
+        start(PAGE);
+        expect_syscall();
+        assert_int_equal(RAX, AUX);
+        assert_int_equal(RBX, i);
+    }
+    assert_int_equal(m.c->st.direct_copies, DIRECT_COPIES);
+}
