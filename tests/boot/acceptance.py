@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """acceptance.py [--cpus 1,2] [--firmware bios|uefi] [--stress SECONDS] [--boots N] [--only NAME,...]
+[--engine-option KEY=VALUE]... [--no-kaslr]
 
 The long test: the full Debian guest boots through SeaBIOS (or OVMF) and GRUB from qcow2, somebody logs in on the serial
 line and does real work. Each step checks an answer that is known or was computed on the host. Steps: tools digests
-speed stress disk network stop poweroff fsck boots, with UEFI also variables."""
+speed jit stress tables disk network stop poweroff fsck boots, with UEFI also variables."""
 import argparse
 import hashlib
 import http.server
@@ -20,11 +21,43 @@ import urllib.request
 import guest
 import vm
 
-STEPS = ["variables", "stop", "tools", "digests", "speed", "stress", "disk", "network", "boots"]
+STEPS = ["variables", "stop", "tools", "digests", "speed", "jit", "stress", "tables", "disk", "network", "boots"]
 
 STRESSORS = ("--cpu 1 --cpu-method all --memcpy 1 --memcpy-method all --cache 1 --vm 1 --vm-bytes 64M --vm-method all "
              "--fork 1 --mmap 1 --mmap-bytes 32M --signal 1 --sigfpe 1 --sigsegv 1 --sigq 1 --sigrt 1 --signest 1 "
              "--switch 1 --futex 1 --sysinval 1 --pathological")
+
+TABLE_STRESSORS = ("--mmap 1 --mmap-bytes 32M --mmapaddr 1 --mmapfork 1 --mmapfixed 1 --mmapmany 1 --mremap 1 "
+                   "--mremap-bytes 8M --mprotect 1 --munmap 1 --madvise 1 --pagemove 1 --pagemove-bytes 4M --fault 1 "
+                   "--tlb-shootdown 1 --vm-segv 1 --brk 1 --stack 1 --fork 1 --vfork 1 --zombie 1 --pthread 1 --signal 1 --sigsegv 1 "
+                   "--sigtrap 1 --sigpending 1 --kill 1 --context 1 --switch 1")
+
+# Objects, closures, integers that become doubles, strings, a sort; then the time it took, in ms.
+JIT_PROGRAM = r"""<?php
+class P { public $x; public $y; function __construct($x, $y) { $this->x = $x; $this->y = $y; } function n() { return $this->x * $this->x + $this->y * $this->y; } }
+$begin = hrtime(true);
+function fib($n) { return $n < 2 ? $n : fib($n - 1) + fib($n - 2); }
+$h = 17; $s = 0; $d = 0.0;
+for ($i = 1; $i <= 3000000; $i++) { $h = ($h * 31 + $i) & 0x7fffffff; $s += $h % 7; $d += 1 / ($i * $i); }
+$sieve = array_fill(0, 200001, true);
+for ($i = 2; $i * $i <= 200000; $i++) if ($sieve[$i]) for ($j = $i * $i; $j <= 200000; $j += $i) $sieve[$j] = false;
+$primes = 0;
+for ($i = 2; $i <= 200000; $i++) $primes += $sieve[$i];
+$o = 0;
+for ($i = 0; $i < 300000; $i++) { $p = new P($i % 1000, $i % 77); $o += $p->n(); }
+$big = PHP_INT_MAX - 5;
+for ($i = 0; $i < 10; $i++) $big += 1;
+$f = fn($a) => $a * 3 + 1;
+$t = "";
+for ($i = 0; $i < 200000; $i++) { $t .= chr(97 + $f($i) % 26); if (strlen($t) > 4096) $t = substr($t, 2048); }
+$a = [];
+for ($i = 0; $i < 50000; $i++) $a[] = ($i * 7919) % 104729;
+sort($a);
+printf("%d %d %.12f %d %d %s %d %s %d\n", $h, $s, $d, $primes, $o, gettype($big), fib(24), md5($t), $a[777]);
+printf("%d\n", (hrtime(true) - $begin) / 1000000);
+"""
+
+JIT_ANSWER = "915289969 9005370 1.644933733515 17984 100431434636 double 46368 ab277fe484d9c9ddfc815177bdd398ec 1631"
 
 C_PROGRAM = r"""
 #include <math.h>
@@ -128,13 +161,19 @@ class Acceptance:
             return s.getsockname()[1]
 
     def result(self, good, name, why=""):
-        where = ", UEFI" if self.options.firmware == "uefi" else ""
+        where = "".join([", UEFI" if self.options.firmware == "uefi" else "", ", KASLR off" if self.options.no_kaslr else ""] +
+                        [", " + o for o in self.options.engine_option])
         return self.tap.result(good, "%d vCPU%s: %s" % (self.cpus, where, name), why)
+
+    def extra(self):
+        if vm.ENGINE == "qemu-tcg":
+            return []
+        return ["--name", self.name] + [a for o in self.options.engine_option for a in ("--engine-option", o)]
 
     def boot(self):
         self.machine = guest.Guest(vm.command(cpus=self.cpus, memory=1536, disk=(self.disk, "qcow2"),
                                               net=[(self.forward, 8000)], uefi_vars=self.vars,
-                                              extra=[] if vm.ENGINE == "qemu-tcg" else ["--name", self.name]),
+                                              extra=self.extra()),
                                    log=os.environ.get("HVX_LOG"))
         seconds = self.machine.wait_login(300)
         self.machine.log_in()
@@ -162,6 +201,16 @@ class Acceptance:
                 self.machine.power_off(120)
                 self.boot()
                 run = self.machine.run
+
+    def no_kaslr(self):
+        if not self.options.no_kaslr:
+            return
+        self.machine.run(r"sed -i 's/^\s*linux\s.*/& nokaslr/' /boot/grub/grub.cfg && sync")
+        self.machine.send("reboot\n")
+        self.machine.wait_login(360)
+        self.machine.log_in()
+        self.expect_output("the kernel lies where it was linked to be", "grep -w _text /proc/kallsyms",
+                           "ffffffff81000000 T _text\n")
 
     def stop(self):
         """The power button, as hvx stop presses it, switches a systemd guest off."""
@@ -229,15 +278,33 @@ class Acceptance:
             if line:
                 print("# " + line[0])
 
+    def jit(self):
+        """Code that the guest makes at run time: the same answer with PHP's JIT as without, and how long each takes."""
+        self.machine.put("/root/jit.php", JIT_PROGRAM)
+        php = "php -d opcache.enable_cli=1 -d opcache.file_update_protection=0 -d opcache.jit_buffer_size=64M -d opcache.jit=%s jit.php"
+        found = {}
+        for mode in ("off", "tracing", "function"):
+            status, text = self.machine.run(php % mode, 240)
+            lines = text.split("\n")
+            found[mode] = lines[:2] if status == 0 and len(lines) >= 3 else [text, "0"]
+        self.result(found["off"][0] == found["tracing"][0] == found["function"][0] and found["off"][0] == JIT_ANSWER,
+                    "php with JIT (%s) gives what it does without" % ", ".join("%s %s ms" % (m, found[m][1]) for m in found), found)
+
+    def tables(self):
+        self.run_stress(TABLE_STRESSORS, "page tables, mmap, fork, signals, context switches")
+
     def stress(self):
+        self.run_stress(STRESSORS, "CPU, vm, fork, mmap, signals, switch, futex, sysinval")
+
+    def run_stress(self, stressors, names):
         seconds = self.options.stress
         # As an ordinary user: what root's invalid system calls do to a system is no matter of the hypervisor.
         status, text = self.machine.run(
             "mkdir -p /tmp/stress && chown nobody /tmp/stress && cd /tmp/stress && sysctl -qw kernel.core_pattern=/dev/null && "
             "setpriv --reuid nobody --regid nogroup --clear-groups stress-ng %s --verify --metrics-brief -t %ds; s=$?; "
-            "cd; [ $s = 0 ]" % (STRESSORS, seconds), seconds * 4 + 240)
+            "cd; [ $s = 0 ]" % (stressors, seconds), seconds * 4 + 240)
         good = status == 0 and "successful run completed" in text and not re.search(r"fail(ed|ure)?: *\[?[1-9]|: fail:", text)
-        self.result(good, "stress-ng --verify on CPU, vm, fork, mmap, signals, switch, futex, sysinval, %d s" % seconds, text)
+        self.result(good, "stress-ng --verify on %s, %d s" % (names, seconds), text)
         for line in re.findall(r"^.*\bmetrc:? .*$", text, re.M):
             print("# " + line.strip())
         status, text = self.machine.run("dmesg | grep -E 'BUG|WARNING|Oops|panic|rcu.*stall|soft lockup|hung_task|Call Trace'")
@@ -301,6 +368,7 @@ class Acceptance:
         try:
             seconds = self.boot()
             self.result(True, "login prompt after %.1f s" % seconds)
+            self.no_kaslr()
             for step in steps:
                 if step != "boots":
                     {"disk": self.disk_file}.get(step, getattr(self, step, None))()
@@ -326,6 +394,8 @@ def main():
     parser.add_argument("--firmware", choices=["bios", "uefi"], default="bios")
     parser.add_argument("--stress", type=int, default=60)
     parser.add_argument("--boots", type=int, default=20)
+    parser.add_argument("--engine-option", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--no-kaslr", action="store_true", help="the guest's kernel is told nokaslr")
     parser.add_argument("--only", default=",".join(STEPS))
     options = parser.parse_args()
     steps = options.only.split(",")
