@@ -394,7 +394,7 @@ static void ap_main(void)
         ask = 0;
     }
 }
-static void hot_path(void)
+static void __attribute__((noinline)) hot_path(void) /* it has a label for all to see */
 {
     bool good = true;
     uint32_t v = new_value, want = 0;
