@@ -433,12 +433,8 @@ static int maker_start(struct bt_vm *vm, struct hvx_error *err)
     vm->direct_copies_fd = DIRECT_RAM_FD + n;
     if (copies >= 0)
         fd[n++] = copies;
-    /* It stays, and shall not keep a copy of what the vCPUs are about to fill. */
-    for (unsigned i = 0; i < vm->n_vcpus; i++)
-        madvise(vm->vcpu[i]->region, vm->vcpu[i]->region_size, MADV_DONTFORK);
+    /* It stays; what the vCPUs are about to fill does not go along: region_map(). */
     vm->direct_maker_fd = bt_direct_maker(fd, n, &vm->direct_maker_pidfd, err);
-    for (unsigned i = 0; i < vm->n_vcpus; i++)
-        madvise(vm->vcpu[i]->region, vm->vcpu[i]->region_size, MADV_DOFORK);
     if (copies >= 0)
         close(copies);
     return vm->direct_maker_fd < 0 ? vm->direct_maker_fd : 0;

@@ -14,6 +14,7 @@ static struct bt_page_chunk *chunk_get(struct bt_vm *vm, uint64_t gpa)
     k = mmap(NULL, sizeof(*k), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (k == MAP_FAILED)
         return NULL;
+    (void)madvise(k, sizeof(*k), MADV_DONTFORK); /* as in plugin.c, region_map() */
     atomic_store_explicit(&vm->chunk[gpa >> 30], k, memory_order_release);
     return k;
 }

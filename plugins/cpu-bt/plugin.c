@@ -302,10 +302,12 @@ static void *reserve(size_t n)
     if (p == MAP_FAILED)
         return NULL;
     (void)madvise(p, n, MADV_HUGEPAGE);
+    (void)madvise(p, n, MADV_DONTFORK); /* see region_map() */
     return p;
 }
 
-/* Below 2 GiB and in huge pages: translations are large and jumped about in, and the host's TLBs are small. */
+/* Below 2 GiB and in huge pages: translations are large and jumped about in, and the host's TLBs are small. Not for
+ * processes that are forked later: they would keep the pages as they are now, beside ours. */
 static uint8_t *region_map(size_t n)
 {
     uint8_t *p = mmap(NULL, n + HUGE_PAGE, PROT_READ | PROT_WRITE | PROT_EXEC,
@@ -318,6 +320,7 @@ static uint8_t *region_map(size_t n)
     if (r + n < p + n + HUGE_PAGE)
         munmap(r + n, (size_t)(p + HUGE_PAGE - r));
     (void)madvise(r, n, MADV_HUGEPAGE); /* a wish */
+    (void)madvise(r, n, MADV_DONTFORK);
     return r;
 }
 
