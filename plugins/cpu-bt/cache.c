@@ -461,40 +461,13 @@ struct bt_block *bt_block_at(struct bt_vcpu *c, uint64_t host)
     return host >= (cold ? b->cold : b->ind) ? b : NULL;
 }
 
-const struct bt_map_entry *bt_host_map(struct bt_vcpu *c, uint64_t host, const struct bt_block **block)
-{
-    struct bt_block *b = bt_block_at(c, host);
-    if (!b)
-        return NULL;
-    const struct bt_map_entry *m = &c->cache->map[b->map];
-    bool cold = host >= (uintptr_t)c->cache->cold;
-    int best = -1;
-    for (int i = 0; i < b->n_map; i++)
-        if ((m[i].host >= (uintptr_t)c->cache->cold) == cold && m[i].host <= host)
-            best = i;
-    *block = b;
-    return best < 0 ? NULL : &m[best];
-}
-
-bool bt_host_to_rip(struct bt_vcpu *c, uint64_t host, uint64_t *rip)
-{
-    const struct bt_block *b;
-    const struct bt_map_entry *m = bt_host_map(c, host, &b);
-    if (!m)
-        return false;
-    *rip = b->rip + m->off;
-    if ((b->mode & BT_MODE_CODE) != BT_MODE_CODE64)
-        *rip = (uint32_t)*rip;
-    return true;
-}
-
 bool bt_cache_room(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
     /* side exits, guards, and the ends that a block may have */
     unsigned exits = 3 * BT_MAX_TRACED + 4 * BT_MAX_CALLS + BT_MAX_GROUPS + 16;
     return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 && k->n_blocks + 2 < BT_MAX_BLOCKS &&
-           k->n_exits + exits < BT_MAX_EXITS && k->n_map + BT_MAX_INSNS * 8 < BT_MAX_MAP &&
+           k->n_exits + exits < BT_MAX_EXITS && k->n_map + BT_MAP_MOST < BT_MAX_MAP &&
            k->n_recipes + 2 * BT_MAX_INSNS < BT_MAX_RECIPES &&
            k->n_relocs + BT_MAX_RELOCS < BT_MAX_RELOCS_KEPT && k->n_pages + 4 < k->max_pages;
 }
@@ -508,8 +481,8 @@ void bt_cache_flush(struct bt_vcpu *c)
         bt_direct_uncopy(c, 0, ~0ull);
     k->hot_p = k->hot;
     k->cold_p = k->cold;
-    k->n_blocks = k->n_exits = k->n_map = 1;
-    k->n_relocs = k->n_recipes = 0;
+    k->n_blocks = k->n_exits = 1;
+    k->n_map = k->n_relocs = k->n_recipes = 0;
     for (unsigned i = 0; i < 1u << BT_PA_HASH_BITS; i++)
         k->pa_hash[i] = 0;
     k->n_xpage = k->n_straddle = 0;

@@ -68,7 +68,7 @@
 #define BT_CODE_BYTES(vcpus) ((vcpus) <= 8 ? 48u << 20 : 20u << 20)
 #define BT_MAX_BLOCKS (512u * 1024)
 #define BT_MAX_EXITS (3u * 1024 * 1024)
-#define BT_MAX_MAP (12u * 1024 * 1024)
+#define BT_MAX_MAP (24u * 1024 * 1024)
 #define BT_HASH_BITS 19
 #define BT_MAX_RECIPES (2u * 1024 * 1024)
 #define BT_MAX_RELOCS_KEPT (12u * 1024 * 1024)
@@ -86,8 +86,8 @@ struct bt_block {
     uint32_t page_next[2];
     uint32_t exits;   /* first index */
     uint32_t in_head; /* exits chained to this block, 0 ends */
-    uint32_t map;     /* first index into map[] */
-    uint16_t n_map, len;
+    uint32_t map;     /* first byte in map[] */
+    uint16_t n_map, len; /* n_map: bytes */
     uint8_t n_exits, n_insns, unlinked, dead : 1, live_in : 1;
     uint32_t made; /* when, or moved: relocate.c */
     uint32_t recipes; /* first index */
@@ -115,13 +115,14 @@ struct bt_exit {
     uint8_t heat; /* so many kicks until it is followed; 0: never; INLINE: so many targets until there are too many */
 };
 static inline bool bt_exit_chains(const struct bt_exit *x) { return x->kind == BT_EXIT_DIRECT || x->kind == BT_EXIT_INLINE; }
-/* From host address to guest instruction: sorted by host within a block, hot
- * entries first, then cold ones. */
+/* From host address to guest instruction, as the translator notes it: sorted by
+ * host, hot entries first, then cold ones. How it is kept: hostmap.c. */
 struct bt_map_entry {
     uint32_t host;
     uint16_t off;  /* guest bytes from the start of the block */
     uint16_t slot; /* BT_MAP_*: where the guest's flags are from here on; at first in RFLAGS */
 };
+#define BT_MAP_MOST 8192u     /* bytes of one block's at most */
 #define BT_MAP_SLOT 1u        /* in c->flags_slot, RFLAGS are a look-up's */
 #define BT_MAP_FN 2u          /* c->flags_fn makes them */
 #define BT_MAP_RECIPE 16u     /* and more: recipe 0 and so on of the block */
@@ -138,13 +139,14 @@ struct bt_cache {
     uint8_t *hot, *hot_p, *hot_end, *cold, *cold_p, *cold_end;
     struct bt_block *blocks;
     struct bt_exit *exits;
-    struct bt_map_entry *map;
+    uint8_t *map; /* hostmap.c */
     struct bt_kept_reloc *relocs;
     struct again *recipes; /* trans.h */
     uint32_t n_recipes;
     uint32_t pa_hash[1u << BT_PA_HASH_BITS]; /* blocks that can be copied */
     uint32_t n_relocs;
-    uint32_t n_blocks, n_exits, n_map; /* index 0 is never used */
+    uint32_t n_map; /* bytes */
+    uint32_t n_blocks, n_exits; /* index 0 is never used */
     uint32_t hash[1u << BT_HASH_BITS];
     struct bt_codepage *pages;
     uint32_t n_pages, max_pages;
@@ -199,10 +201,12 @@ void bt_chain(struct bt_vcpu *c, uint32_t exit, struct bt_block *to);
 void bt_unlink_block(struct bt_vcpu *c, struct bt_block *b); /* async-signal-safe on the owner thread */
 void bt_relink(struct bt_vcpu *c);
 struct bt_block *bt_block_at(struct bt_vcpu *c, uint64_t host); /* by any host address of it */
+/* hostmap.c */
+void bt_map_keep(struct bt_vcpu *c, struct bt_block *b, const struct bt_map_entry *m, unsigned n);
 bool bt_host_to_rip(struct bt_vcpu *c, uint64_t host, uint64_t *rip);
-/* The last entry before a host address. */
-const struct bt_map_entry *bt_host_map(struct bt_vcpu *c, uint64_t host, const struct bt_block **block);
 void bt_codepage_mark(struct bt_vcpu *c, uint64_t pa, unsigned len); /* [pa, pa+len) of one page is about to be read */
+/* The block and the last entry before a host address, or NULL. */
+const struct bt_block *bt_host_map(struct bt_vcpu *c, uint64_t host, struct bt_map_entry *found);
 struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create);
 /* The bytes [pa, pa+n) change: drop this vCPU's blocks over them; true when `current` was among them. */
 bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_block *current);

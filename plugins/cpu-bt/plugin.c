@@ -287,7 +287,7 @@ static void vcpu_destroy(struct hvx_vcpu *v)
     if (c->cache) {
         munmap(c->cache->blocks, BT_MAX_BLOCKS * sizeof(struct bt_block));
         munmap(c->cache->exits, BT_MAX_EXITS * sizeof(struct bt_exit));
-        munmap(c->cache->map, BT_MAX_MAP * sizeof(struct bt_map_entry));
+        munmap(c->cache->map, BT_MAX_MAP);
         munmap(c->cache->recipes, BT_MAX_RECIPES * sizeof(struct again));
         munmap(c->cache->relocs, BT_MAX_RELOCS_KEPT * sizeof(struct bt_kept_reloc));
         munmap(c->cache->pages, c->cache->max_pages * sizeof(struct bt_codepage));
@@ -368,7 +368,7 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     k->n_pages = 1;
     k->blocks = reserve(BT_MAX_BLOCKS * sizeof(struct bt_block));
     k->exits = reserve(BT_MAX_EXITS * sizeof(struct bt_exit));
-    k->map = reserve(BT_MAX_MAP * sizeof(struct bt_map_entry));
+    k->map = reserve(BT_MAX_MAP);
     k->relocs = reserve(BT_MAX_RELOCS_KEPT * sizeof(struct bt_kept_reloc));
     k->recipes = reserve(BT_MAX_RECIPES * sizeof(struct again));
     k->pages = reserve(k->max_pages * sizeof(struct bt_codepage));
@@ -385,7 +385,7 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     for (unsigned t = 0; t < 2; t++)
         for (unsigned i = 0; i < BT_JC_SIZE; i++)
             c->jc[t][i] = k->stub_jc_miss[t];
-    k->n_blocks = k->n_exits = k->n_map = k->n_kpage = 1;
+    k->n_blocks = k->n_exits = k->n_kpage = 1;
     vm->vcpu[index] = c;
     bt_vcpu_init(c, false);
     *out = (struct hvx_vcpu *)c;

@@ -212,12 +212,6 @@ struct bt_block *bt_block_moved(struct bt_vcpu *c, uint64_t pa, uint64_t rip, ui
     b->unlinked = 0;
     b->exits = k->n_exits;
     k->n_exits += b->n_exits;
-    b->map = k->n_map;
-    for (unsigned i = 0; i < b->n_map; i++) {
-        k->map[k->n_map] = k->map[from->map + i];
-        k->map[k->n_map].host = moved(&m, k->map[k->n_map].host);
-        k->n_map++;
-    }
     put_right(k, &m, b);
     move_exits(c, &m, b);
     bt_block_insert(c, b);

@@ -141,7 +141,7 @@ static uint32_t recipe_flags(const struct again *a, const greg_t *g)
 
 static void flags_from(struct bt_vcpu *c, const struct bt_map_entry *m, const struct bt_block *b, const greg_t *g)
 {
-    unsigned where = m ? m->slot & ~BT_MAP_DIRECT : 0;
+    unsigned where = m->slot & ~BT_MAP_DIRECT;
     uint64_t f;
     if (where == BT_MAP_SLOT)
         return;
@@ -187,9 +187,9 @@ static void on_fault(int sig, siginfo_t *info, void *ucv)
         sigaction(sig, &old_action[sig], NULL); /* not ours: once more, for whoever else handles it */
         return;
     }
-    const struct bt_block *block;
-    const struct bt_map_entry *map = bt_host_map(c, pc, &block);
-    if ((map->slot & BT_MAP_DIRECT) && g[REG_TRAPNO] >= 12 && g[REG_TRAPNO] <= 14) {
+    struct bt_map_entry map;
+    const struct bt_block *block = bt_host_map(c, pc, &map);
+    if ((map.slot & BT_MAP_DIRECT) && g[REG_TRAPNO] >= 12 && g[REG_TRAPNO] <= 14) {
         c->ret_sp = (uint64_t)g[REG_RSP]; /* what it does may empty the stack of returns */
         direct = direct_fault(c, g, bt_block_at(c, pc), (uint64_t)(uintptr_t)info->si_addr, rip, &error);
         g[REG_RSP] = (greg_t)c->ret_sp;
@@ -200,7 +200,7 @@ static void on_fault(int sig, siginfo_t *info, void *ucv)
                                   REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12};
     for (unsigned i = 0; i < 13; i++)
         c->gpr[i] = (uint64_t)g[order[i]];
-    flags_from(c, map, block, g);
+    flags_from(c, &map, block, g);
     c->rip = rip;
     c->in_code = 0;
     unsigned v;

@@ -629,10 +629,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     b->cold_end = e_abs(k->cold_p);
     if (b->cold_end == b->cold)
         b->cold_end = e_abs(++k->cold_p);
-    b->map = k->n_map;
-    b->n_map = (uint16_t)t->n_map;
-    memcpy(&k->map[k->n_map], t->map, t->n_map * sizeof(t->map[0]));
-    k->n_map += t->n_map;
+    bt_map_keep(c, b, t->map, t->n_map);
     b->n_insns = (uint8_t)t->n;
     b->len = (uint16_t)(lastx->rip + lastx->d.length - rip);
     k->n_blocks++;
