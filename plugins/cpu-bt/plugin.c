@@ -9,6 +9,7 @@
 #include "direct.h"
 #include "perf_map.h"
 #include "kdirect.h"
+#include "mmu.h"
 #include "phys.h"
 #include "run.h"
 #include "state.h"
@@ -568,6 +569,27 @@ static void irq_line(struct hvx_engine_vm *e, unsigned gsi, bool level) { bt_irq
 static void irq_tick(struct hvx_engine_vm *e, unsigned gsi, unsigned n) { bt_irq_tick((struct bt_vm *)e, gsi, n); }
 static void msi(struct hvx_engine_vm *e, uint64_t addr, uint32_t data) { bt_msi((struct bt_vm *)e, addr, data); }
 
+/* What its translations take at the moment, part by part. */
+static void memory_stats(const struct bt_vcpu *c, const char *g, hvx_stat_fn fn, void *opaque)
+{
+    const struct bt_cache *k = c->cache;
+    uint64_t hot = (uint64_t)(k->hot_p - k->hot), cold = (uint64_t)(k->cold_p - k->cold), dead = 0;
+    for (uint32_t i = 1; i < k->n_blocks; i++)
+        dead += k->blocks[i].dead;
+    fn(opaque, g, "held_blocks", k->n_blocks - 1, "blocks");
+    fn(opaque, g, "held_dead", dead, "blocks");
+    fn(opaque, g, "held_hot", hot, "bytes");
+    fn(opaque, g, "held_cold", cold, "bytes");
+    fn(opaque, g, "held_records", k->n_blocks * sizeof(k->blocks[0]), "bytes");
+    fn(opaque, g, "held_exits", k->n_exits * sizeof(k->exits[0]), "bytes");
+    fn(opaque, g, "held_map", k->n_map, "bytes");
+    fn(opaque, g, "held_recipes", k->n_recipes * sizeof(k->recipes[0]), "bytes");
+    fn(opaque, g, "held_relocs", k->n_relocs * sizeof(k->relocs[0]), "bytes");
+    fn(opaque, g, "held_pages", k->n_pages * sizeof(k->pages[0]), "bytes");
+    /* jump caches, TLBs, hashes: of one size, however much there is */
+    fn(opaque, g, "fixed_tables", (uint64_t)(k->hot - c->region) + sizeof(*c->mmu), "bytes");
+}
+
 static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
 {
     struct bt_vm *vm = (struct bt_vm *)e;
@@ -615,6 +637,7 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
         S(kd_soft, "instructions");
         S(kd_unmaps, "pieces");
         S(kd_checks, "regions");
+        memory_stats(c, g, fn, opaque);
         if (!c->direct)
             continue;
         fn(opaque, g, "direct_ns", (uint64_t)((double)c->st.direct_cycles * 1e9 / (double)vm->host_tsc_hz), "ns");
