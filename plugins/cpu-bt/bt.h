@@ -176,7 +176,7 @@ struct bt_vcpu {
     uint64_t exit_arg;
     uint64_t host_rsp; /* native stack of the dispatcher, on which C runs */
     uint64_t ret_sp;   /* the stack of returns while C runs: cache.h */
-    uint64_t tmp[4];
+    uint64_t tmp[5]; /* [4]: of the glue */
     uint64_t stk_tag[2]; /* one-entry TLB for the stack, [0] supervisor [1] user: as tag_w */
     uint64_t stk_host[2];
     uint64_t stk_rtag[2]; /* as tag_r */

@@ -135,6 +135,8 @@ struct bt_codepage {
     _Atomic uint64_t bytes[64]; /* which bytes are translated; others read it */
 };
 
+/* Where glue that goes to C finds the flags. */
+enum { BT_FLAGS_SLOT, BT_FLAGS_RFLAGS, BT_FLAGS_FN, BT_FLAGS_KINDS };
 struct bt_cache {
     uint8_t *hot, *hot_p, *hot_end, *cold, *cold_p, *cold_end;
     struct bt_block *blocks;
@@ -164,8 +166,9 @@ struct bt_cache {
     uint64_t jc_cs_base[2];
     uint64_t code_filter[2][64];   /* hashed pages with jump cache entries */
     /* stubs */
-    uint32_t stub_stack, stub_stack_try, stub_slow, stub_try, stub_commit, stub_op, stub_op_end, stub_jc_miss[2], stub_exit, stub_inline, stub_leave, stub_go, stub_unlink,
-        stub_irq, stub_careful, stub_segfault, stub_flags_slot, stub_flags[8][4];
+    uint32_t stub_stack[BT_FLAGS_KINDS], stub_stack_try, stub_slow[BT_FLAGS_KINDS], stub_try, stub_commit, stub_op, stub_op_end,
+        stub_jc_miss[2], stub_exit[BT_FLAGS_KINDS], stub_inline, stub_leave, stub_go, stub_irq, stub_careful, stub_segfault,
+        stub_flags_slot, stub_flags[8][4];
     uint32_t stub_ret_empty[2], stub_ret_other[2], stub_ret_end[2];
     uint32_t ret_top[2];   /* the empty stacks of returns */
     uint64_t ret_saved[2]; /* c->ret_sp of the one that is not in use */

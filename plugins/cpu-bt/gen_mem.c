@@ -129,7 +129,7 @@ static void lookup(struct trans *t, unsigned size, bool rd, bool wr, bool stack)
     gen_flags_clobbered(t);
     if (t->careful) {
         e_mov_imm(e, H_R15, desc | BT_DESC_CAREFUL);
-        e_call(e, t->k->stub_slow);
+        e_call(e, t->k->stub_slow[BT_FLAGS_SLOT]);
         return;
     }
     struct cold *x;

@@ -54,10 +54,11 @@ static void on_kick(int sig, siginfo_t *info, void *ucv)
             uc->uc_mcontext.gregs[REG_RIP] = k->stub_jc_miss[t];
             return;
         }
-    if (pc >= k->stub_stack && pc < k->stub_commit) {
-        /* This glue goes back to its block without a look at `pending`: its
+    const uint64_t *sp = (const uint64_t *)uc->uc_mcontext.gregs[REG_RSP];
+    uint64_t from = k->stub_stack[BT_FLAGS_SLOT], to = k->stub_commit;
+    if ((pc >= from && pc < to) || (*sp >= from && *sp < to)) {
+        /* This glue, and a flags_fn that it calls, goes back to its block without a look at `pending`: its
          * return address is one of the upmost four words. */
-        const uint64_t *sp = (const uint64_t *)uc->uc_mcontext.gregs[REG_RSP];
         for (unsigned i = 0; i < 4; i++) {
             struct bt_block *b = in_blocks(c, sp[i]) ? bt_block_at(c, sp[i]) : NULL;
             if (b)
@@ -69,8 +70,7 @@ static void on_kick(int sig, siginfo_t *info, void *ucv)
     if (b)
         bt_unlink_block(c, b);
     /* A flags_fn goes back to the block that called it. */
-    uint64_t ret = *(const uint64_t *)uc->uc_mcontext.gregs[REG_RSP];
-    b = in_blocks(c, ret) ? bt_block_at(c, ret) : NULL;
+    b = in_blocks(c, *sp) ? bt_block_at(c, *sp) : NULL;
     if (b)
         bt_unlink_block(c, b);
 }

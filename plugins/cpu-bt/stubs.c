@@ -177,6 +177,24 @@ static void stack_stub(struct bt_emit *e, struct bt_vcpu *c, uint32_t miss_stub,
     e_jmp(e, miss_stub);
 }
 
+/* The same for flags that are not in the slot yet; keeps r14 and r15. */
+static void with_flags(struct bt_emit *e, struct bt_vcpu *c, uint32_t stub[BT_FLAGS_KINDS])
+{
+    stub[BT_FLAGS_FN] = e_here(e);
+    e_store(e, H_R15, &c->tmp[4]);
+    e8(e, 0xff); /* call [flags_fn] */
+    e_mod_abs(e, 2, e_abs(&c->flags_fn));
+    e8(e, 0xeb); /* jmp over the store */
+    uint8_t *over = e->p;
+    e8(e, 0);
+    stub[BT_FLAGS_RFLAGS] = e_here(e);
+    e_store(e, H_R15, &c->tmp[4]);
+    *over = (uint8_t)(e->p - over - 1);
+    flags_to_slot(e, c);
+    e_load(e, H_R15, &c->tmp[4]);
+    e_jmp(e, stub[BT_FLAGS_SLOT]);
+}
+
 void bt_stubs_emit(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
@@ -229,12 +247,14 @@ void bt_stubs_emit(struct bt_vcpu *c)
     e_jmp(e, k->stub_go);
 
     /* slow: r14 = linear address, r15d = description; returns r14 = host address */
-    k->stub_slow = helper(e, c, (void *)bt_slow_c, H_R14);
+    k->stub_slow[BT_FLAGS_SLOT] = helper(e, c, (void *)bt_slow_c, H_R14);
+    with_flags(e, c, k->stub_slow);
     /* try: the same, but r15d tells whether the page is in the TLB now */
     k->stub_try = helper(e, c, (void *)bt_try_c, H_R15);
 
-    k->stub_stack = e_here(e); /* as slow */
-    stack_stub(e, c, k->stub_slow, false);
+    k->stub_stack[BT_FLAGS_SLOT] = e_here(e); /* as slow */
+    stack_stub(e, c, k->stub_slow[BT_FLAGS_SLOT], false);
+    with_flags(e, c, k->stub_stack);
     k->stub_stack_try = e_here(e); /* as try */
     stack_stub(e, c, k->stub_try, true);
 
@@ -335,13 +355,14 @@ void bt_stubs_emit(struct bt_vcpu *c)
             top[i] = k->stub_ret_empty[t];
     }
 
-    /* exit: r15d = exit index, flags in the slot */
-    k->stub_exit = e_here(e);
+    /* exit: r15d = exit index */
+    k->stub_exit[BT_FLAGS_SLOT] = e_here(e);
     spill_all(e, c);
     e_store8_imm(e, &c->in_code, 2);
     native_stack(e, c);
     e_mov32_rr(e, H_RSI, H_R15);
     call_c(e, c, (void *)bt_exit_c);
     e_jmp(e, k->stub_go);
+    with_flags(e, c, k->stub_exit);
     k->stubs_end = e_here(e);
 }

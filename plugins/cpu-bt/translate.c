@@ -393,12 +393,23 @@ static void save_again(struct trans *t, struct bt_emit *e, const struct cold *x)
     flags_to_slot(e, t->c);
 }
 
-static void exit_number(struct bt_emit *e, uint32_t exit)
+/* The flags where glue finds them. The recipe's AGAIN_FN is the glue's own affair. */
+static unsigned glue_flags(struct bt_emit *e, const struct cold *x)
+{
+    if (x->again.kind == AGAIN_FN)
+        return BT_FLAGS_FN;
+    if (x->again.kind)
+        flags_again(e, &x->again);
+    return x->again.kind || x->save_flags ? BT_FLAGS_RFLAGS : BT_FLAGS_SLOT;
+}
+
+static void exit_stub(struct bt_emit *e, uint32_t exit, uint32_t stub)
 {
     e_mov_imm(e, H_R15, exit);
     e->p -= 4;
     e_reloc(e, BT_RELOC_EXIT);
     e->p += 4;
+    e_jmp(e, stub);
 }
 
 /* The exit's other stub. The flags are in RFLAGS, in the slot, or flags_fn knows. */
@@ -422,6 +433,7 @@ static void emit_cold(struct trans *t)
     struct bt_emit cold = {k->cold_p, k->cold_end, t->e.relocs}, *e = &cold;
     for (unsigned i = 0; i < t->n_cold; i++) {
         struct cold *x = &t->cold[i];
+        unsigned flags;
         if (x->site)
             e_patch32(x->site, e_here(e));
         trans_map(t, &t->map[t->n_map++], e_here(e), x->off);
@@ -431,9 +443,9 @@ static void emit_cold(struct trans *t)
                 e_r_base(e, 1, 0x33, H_R14, H_R15, (int32_t)x->tag_abs);
             else
                 e_r_abs(e, 1, 0x33, H_R14, x->tag_abs);
-            save_again(t, e, x);
+            flags = glue_flags(e, x);
             e_mov_imm(e, H_R15, x->desc);
-            e_call(e, x->stack ? k->stub_stack : k->stub_slow);
+            e_call(e, x->stack ? k->stub_stack[flags] : k->stub_slow[flags]);
             e_jmp(e, x->rejoin);
             break;
         case COLD_GUARD: {
@@ -458,21 +470,14 @@ static void emit_cold(struct trans *t)
             k->exits[x->exit].site = e_here(e);
             e32(e, 0);
             k->exits[x->exit].stub = e_here(e);
-            if (x->again.kind == AGAIN_FN)
-                flags_again(e, &x->again);
-            if (x->again.kind)
-                flags_to_slot(e, t->c);
-            exit_number(e, x->exit);
-            e_jmp(e, k->stub_exit);
+            flags = x->again.kind == AGAIN_FN ? BT_FLAGS_FN : x->again.kind ? BT_FLAGS_RFLAGS : BT_FLAGS_SLOT;
+            exit_stub(e, x->exit, k->stub_exit[flags]);
             break;
         }
         case COLD_EXIT:
             k->exits[x->exit].stub = e_here(e);
-            save_again(t, e, x);
-            if (x->save_flags)
-                flags_to_slot(e, t->c);
-            exit_number(e, x->exit);
-            e_jmp(e, k->stub_exit);
+            flags = glue_flags(e, x);
+            exit_stub(e, x->exit, k->stub_exit[flags]);
             if (x->far)
                 by_jump_cache(t, e, x);
             break;
@@ -483,8 +488,7 @@ static void emit_cold(struct trans *t)
                 e32(e, x->rejoin);
             }
             k->exits[x->exit].stub = e_here(e);
-            exit_number(e, x->exit);
-            e_jmp(e, k->stub_inline);
+            exit_stub(e, x->exit, k->stub_inline);
             e_patch32((uint8_t *)(uintptr_t)k->exits[x->exit].site, k->exits[x->exit].stub);
             bt_inline_forget(&k->exits[x->exit]);
             break;
