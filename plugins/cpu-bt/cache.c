@@ -7,6 +7,9 @@
 #include "emit.h"
 #include "kdirect.h"
 #include "phys.h"
+#include "trans.h"
+#include <sys/mman.h>
+#include <sys/syscall.h>
 
 static inline uint32_t block_hash(uint64_t pa, uint64_t rip, uint32_t mode)
 {
@@ -461,9 +464,19 @@ struct bt_block *bt_block_at(struct bt_vcpu *c, uint64_t host)
     return host >= (cold ? b->cold : b->ind) ? b : NULL;
 }
 
+size_t bt_cache_held(const struct bt_vcpu *c)
+{
+    const struct bt_cache *k = c->cache;
+    return (size_t)(k->hot_p - k->hot) + (size_t)(k->cold_p - k->cold) + k->n_blocks * sizeof(k->blocks[0]) +
+           k->n_exits * sizeof(k->exits[0]) + k->n_map + k->n_relocs * sizeof(k->relocs[0]) +
+           k->n_recipes * sizeof(k->recipes[0]) + k->n_pages * sizeof(k->pages[0]);
+}
+
 bool bt_cache_room(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
+    if (bt_cache_held(c) > k->most)
+        return false;
     /* side exits, guards, and the ends that a block may have */
     unsigned exits = 3 * BT_MAX_TRACED + 4 * BT_MAX_CALLS + BT_MAX_GROUPS + 16;
     return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 && k->n_blocks + 2 < BT_MAX_BLOCKS &&
@@ -503,10 +516,23 @@ void bt_cache_flush(struct bt_vcpu *c)
     bt_spaces_drop_jumps(c);
 }
 
+/* The host has the pages back. What fills up next is not what did so this time: or each part would keep its largest. */
+static void give_back(void *from, size_t n)
+{
+    long r = SYS_madvise;
+    __asm__ volatile("syscall" : "+a"(r) : "D"(from), "S"(n), "d"(MADV_DONTNEED) : "rcx", "r11", "memory");
+}
+
 void bt_cache_make_room(struct bt_vcpu *c)
 {
     struct bt_cache *k = c->cache;
     bt_cache_flush(c);
+    give_back(k->hot, (size_t)(k->cold_end - k->hot));
+    give_back(k->blocks, BT_MAX_BLOCKS * sizeof(k->blocks[0]));
+    give_back(k->exits, BT_MAX_EXITS * sizeof(k->exits[0]));
+    give_back(k->map, BT_MAX_MAP);
+    give_back(k->relocs, BT_MAX_RELOCS_KEPT * sizeof(k->relocs[0]));
+    give_back(k->recipes, BT_MAX_RECIPES * sizeof(k->recipes[0]));
     for (uint32_t i = 1; i < k->n_pages; i++) {
         struct bt_page_chunk *ch = bt_chunk(c->vm, k->pages[i].pa);
         if (ch)

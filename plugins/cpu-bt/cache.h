@@ -64,15 +64,19 @@
 #define BT_INLINE_TRIES 4u
 #define BT_TRACE 0x100u   /* with the branches that a block follows: it is a trace, and goes on over jumps and calls */
 #define BT_NO_BRANCH 15u
-/* Hot and cold code: room for some 230,000 blocks, a compiler and a kernel. All vCPUs' share the low 2 GiB. */
-#define BT_CODE_BYTES(vcpus) ((vcpus) <= 8 ? 48u << 20 : 20u << 20)
+/* What a vCPU's translations may take in all: code, and what is kept of it; some 570 bytes a block. When it is used up they
+ * all go, and what still runs is made again in 4 us a block. All vCPUs' code shares the low 2 GiB. */
+#define BT_HELD_BYTES(vcpus) ((vcpus) == 1 ? 80u << 20 : (vcpus) <= 8 ? 40u << 20 : 32u << 20)
+#define BT_HOT_BYTES(vcpus) (BT_HELD_BYTES(vcpus) / 8 * 5)
+#define BT_COLD_BYTES(vcpus) (BT_HELD_BYTES(vcpus) / 8 * 3)
+/* Indices end here; the bytes above do so before. */
 #define BT_MAX_BLOCKS (512u * 1024)
-#define BT_MAX_EXITS (3u * 1024 * 1024)
+#define BT_MAX_EXITS (2u * 1024 * 1024)
 #define BT_MAX_MAP (24u * 1024 * 1024)
-#define BT_HASH_BITS 19
-#define BT_MAX_RECIPES (2u * 1024 * 1024)
-#define BT_MAX_RELOCS_KEPT (12u * 1024 * 1024)
-#define BT_PA_HASH_BITS 18
+#define BT_MAX_RECIPES (1u * 1024 * 1024)
+#define BT_MAX_RELOCS_KEPT (6u * 1024 * 1024)
+#define BT_HASH_BITS 18
+#define BT_PA_HASH_BITS 16
 #define BT_XPAGE_MAX 65536u
 #define BT_TOUCHED_MAX 65536u
 
@@ -139,6 +143,7 @@ struct bt_codepage {
 enum { BT_FLAGS_SLOT, BT_FLAGS_RFLAGS, BT_FLAGS_FN, BT_FLAGS_KINDS };
 struct bt_cache {
     uint8_t *hot, *hot_p, *hot_end, *cold, *cold_p, *cold_end;
+    size_t most; /* BT_HELD_BYTES() */
     struct bt_block *blocks;
     struct bt_exit *exits;
     uint8_t *map; /* hostmap.c */
@@ -193,7 +198,8 @@ void bt_cache_destroy(struct bt_vcpu *c);
 void bt_stubs_emit(struct bt_vcpu *c); /* stubs.c */
 /* Drop every translation; not while a block of ours is on the stack. */
 void bt_cache_flush(struct bt_vcpu *c);
-void bt_cache_make_room(struct bt_vcpu *c); /* flush, and forget code pages too */
+void bt_cache_make_room(struct bt_vcpu *c); /* flush, forget code pages too, and give the memory back */
+size_t bt_cache_held(const struct bt_vcpu *c); /* bytes in use */
 struct bt_block *bt_block_find(struct bt_vcpu *c, uint64_t pa, uint64_t rip, uint32_t mode, uint64_t cs_base);
 /* Make one; raises #PF when code cannot be fetched. translate.c */
 struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, uint64_t pa, const uint8_t *host, unsigned follow);

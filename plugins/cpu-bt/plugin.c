@@ -297,12 +297,13 @@ static void vcpu_destroy(struct hvx_vcpu *v)
     munmap(c->region, c->region_size);
 }
 
-static void *reserve(size_t n)
+/* Huge pages for what is looked up while a guest runs; the rest takes no more than it fills. */
+static void *reserve(size_t n, bool huge)
 {
     void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
         return NULL;
-    (void)madvise(p, n, MADV_HUGEPAGE);
+    (void)madvise(p, n, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     (void)madvise(p, n, MADV_DONTFORK); /* see region_map() */
     return p;
 }
@@ -331,7 +332,7 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     size_t o_cache = up(sizeof(struct bt_vcpu)), o_tlb = o_cache + up(sizeof(struct bt_cache));
     size_t n_tlb = up(BT_TLB_SIZE * sizeof(struct bt_tlb_entry)), n_jc = up(BT_JC_SIZE * 4);
     size_t o_jc = o_tlb + 2 * n_tlb, o_stubs = o_jc + 2 * n_jc, o_hot = o_stubs + 16384;
-    size_t o_cold = o_hot + BT_CODE_BYTES(vm->n_vcpus), o_win = up(o_cold + BT_CODE_BYTES(vm->n_vcpus));
+    size_t o_cold = up(o_hot + BT_HOT_BYTES(vm->n_vcpus)), o_win = up(o_cold + BT_COLD_BYTES(vm->n_vcpus));
     size_t o_ret = o_win + 4 * 4096, n_ret = 4096 + BT_RET_BYTES, total = o_ret + 2 * n_ret;
     uint8_t *r = region_map(total);
     if (!r)
@@ -365,14 +366,15 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     k->hot_end = r + o_cold;
     k->cold = k->cold_p = r + o_cold;
     k->cold_end = r + o_win;
+    k->most = BT_HELD_BYTES(vm->n_vcpus);
     k->max_pages = 65536;
     k->n_pages = 1;
-    k->blocks = reserve(BT_MAX_BLOCKS * sizeof(struct bt_block));
-    k->exits = reserve(BT_MAX_EXITS * sizeof(struct bt_exit));
-    k->map = reserve(BT_MAX_MAP);
-    k->relocs = reserve(BT_MAX_RELOCS_KEPT * sizeof(struct bt_kept_reloc));
-    k->recipes = reserve(BT_MAX_RECIPES * sizeof(struct again));
-    k->pages = reserve(k->max_pages * sizeof(struct bt_codepage));
+    k->blocks = reserve(BT_MAX_BLOCKS * sizeof(struct bt_block), true);
+    k->exits = reserve(BT_MAX_EXITS * sizeof(struct bt_exit), true);
+    k->map = reserve(BT_MAX_MAP, false);
+    k->relocs = reserve(BT_MAX_RELOCS_KEPT * sizeof(struct bt_kept_reloc), false);
+    k->recipes = reserve(BT_MAX_RECIPES * sizeof(struct again), false);
+    k->pages = reserve(k->max_pages * sizeof(struct bt_codepage), false);
     c->trans = bt_trans_create(c);
     if (vm->perf_map_fd >= 0 && (c->perf_map = calloc(1, sizeof(*c->perf_map))))
         c->perf_map->fd = vm->perf_map_fd, c->perf_map->written = &vm->perf_map_bytes;
@@ -576,6 +578,7 @@ static void memory_stats(const struct bt_vcpu *c, const char *g, hvx_stat_fn fn,
     uint64_t hot = (uint64_t)(k->hot_p - k->hot), cold = (uint64_t)(k->cold_p - k->cold), dead = 0;
     for (uint32_t i = 1; i < k->n_blocks; i++)
         dead += k->blocks[i].dead;
+    fn(opaque, g, "held", bt_cache_held(c), "bytes");
     fn(opaque, g, "held_blocks", k->n_blocks - 1, "blocks");
     fn(opaque, g, "held_dead", dead, "blocks");
     fn(opaque, g, "held_hot", hot, "bytes");
