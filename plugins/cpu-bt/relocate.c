@@ -8,11 +8,11 @@
  * copied and put right instead of being translated again. Only 64-bit code of
  * programs above 4 GiB, where each such constant has its long form.
  *
- * Most programs do not run for long, and their copies would fill the cache:
- * where a block is at BT_COPIES addresses, the one that has been at its own for
- * longest is put right where it lies, and is gone from there. One that came
- * less than BT_COPY_AGE ago stays: programs that run in turn get copies of
- * their own rather than take them from each other over and over.
+ * Most programs do not run for long, and their copies would fill the cache: the
+ * one that has been at its address for longest is put right where it lies, and
+ * is gone from there. Copies are made only while it is younger than BT_COPY_AGE:
+ * programs that run in turn get some of their own rather than take them from
+ * each other over and over.
  */
 #include "cache.h"
 #include "emit.h"
@@ -20,7 +20,6 @@
 #include "perf_map.h"
 #include "phys.h"
 
-#define BT_COPIES 2u
 #define BT_COPY_AGE 64u /* by now(): some 30 ms */
 
 static inline uint32_t now(void) { return (uint32_t)(bt_host_tsc() >> 20); }
@@ -172,7 +171,6 @@ struct bt_block *bt_block_moved(struct bt_vcpu *c, uint64_t pa, uint64_t rip, ui
 {
     struct bt_cache *k = c->cache;
     struct bt_block *from = NULL, *oldest = NULL;
-    unsigned copies = 0;
     if ((mode & BT_MODE_CPL) != 3 || (mode & BT_MODE_CODE) != BT_MODE_CODE64 || rip >> 32 == 0 || c->dbg.any_exec)
         return NULL;
     for (uint32_t i = k->pa_hash[pa_hash(pa)]; i; i = k->blocks[i].pa_next) {
@@ -180,13 +178,12 @@ struct bt_block *bt_block_moved(struct bt_vcpu *c, uint64_t pa, uint64_t rip, ui
         if (b->pa == pa && b->mode == mode && !b->dead && !((b->rip ^ rip) & 0xfff)) {
             from = from ? from : b;
             oldest = b;
-            copies++;
         }
     }
     /* its last bytes must be long constants at the new place, too */
     if (!from || (rip + from->len + 0x7fffffff) >> 47)
         return NULL;
-    if (copies >= BT_COPIES && !oldest->unlinked && now() - oldest->made >= BT_COPY_AGE)
+    if (!oldest->unlinked && now() - oldest->made >= BT_COPY_AGE)
         return move(c, oldest, rip);
     if (!bt_cache_room(c))
         return NULL;
