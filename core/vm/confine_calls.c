@@ -62,7 +62,8 @@ static const struct {
     {SCMP_SYS(getuid), VM | NET},
     {SCMP_SYS(geteuid), VM | NET}, {SCMP_SYS(getgid), VM}, {SCMP_SYS(getegid), VM}, {SCMP_SYS(getrusage), VM},
     {SCMP_SYS(getrandom), VM | NET}, {SCMP_SYS(uname), VM | NET}, {SCMP_SYS(sysinfo), VM},
-    {SCMP_SYS(wait4), VM}, {SCMP_SYS(waitid), VM}, {SCMP_SYS(pidfd_send_signal), VM} /* to a process whose descriptor is there */, {SCMP_SYS(exit), ALL}, {SCMP_SYS(exit_group), ALL},
+    {SCMP_SYS(wait4), VM}, {SCMP_SYS(waitid), VM}, {SCMP_SYS(exit), ALL}, {SCMP_SYS(exit_group), ALL},
+    {SCMP_SYS(pidfd_send_signal), VM}, /* to a process whose descriptor is there */
     /* A thread makes itself smaller at its start, which for the last of them is after the filter. */
     {SCMP_SYS(capset), VM}, {SCMP_SYS(landlock_create_ruleset), VM}, {SCMP_SYS(landlock_restrict_self), VM},
     {SCMP_SYS(setpriority), VM}, {SCMP_SYS(getpriority), VM},
@@ -103,6 +104,7 @@ static void learn_names(void)
     }
 }
 
+/* The comparisons EQ and NE have a second value, 0, for the compiler only. */
 #define ALLOW(...) (r = r < 0 || HVX_SANITIZED ? r : seccomp_rule_add(c, SCMP_ACT_ALLOW, __VA_ARGS__))
 
 static int allow_memory(scmp_filter_ctx c)
@@ -124,9 +126,9 @@ static int allow_vm(scmp_filter_ctx c)
     r = r < 0 ? r : seccomp_rule_add(c, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
     /* A ring without restrictions would be a way out. Disks that are plugged in later use threads. */
     r = r < 0 ? r : seccomp_rule_add(c, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(io_uring_setup), 0);
-    ALLOW(SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME));
-    ALLOW(SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, PR_SET_NO_NEW_PRIVS));
-    ALLOW(SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, 0x53564d41)); /* PR_SET_VMA: the library names its areas */
+    ALLOW(SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME, 0));
+    ALLOW(SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, PR_SET_NO_NEW_PRIVS, 0));
+    ALLOW(SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, 0x53564d41, 0)); /* PR_SET_VMA: the library names its areas */
     /* fstat() of some libraries: a descriptor and no path. */
     ALLOW(SCMP_SYS(newfstatat), 1, SCMP_A3(SCMP_CMP_MASKED_EQ, 0x1000, 0x1000));
     for (unsigned i = 0; i < sizeof(vm_ioctls) / sizeof(vm_ioctls[0]); i++)
@@ -140,8 +142,8 @@ static int allow_net(scmp_filter_ctx c)
 {
     int r = 0;
 
-    ALLOW(SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_EQ, AF_INET));
-    ALLOW(SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_EQ, AF_INET6));
+    ALLOW(SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_EQ, AF_INET, 0));
+    ALLOW(SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_EQ, AF_INET6, 0));
     for (unsigned i = 0; i < sizeof(net_ioctls) / sizeof(net_ioctls[0]); i++)
         ALLOW(SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffffu, net_ioctls[i]));
     return r;
@@ -160,8 +162,8 @@ static int fill(scmp_filter_ctx c, enum hvx_confine_profile profile)
     for (unsigned i = 0; i < sizeof(deadly) / sizeof(deadly[0]); i++)
         r = r < 0 ? r : seccomp_rule_add(c, SCMP_ACT_KILL_PROCESS, deadly[i], 0);
     /* Signals only to this very process; the action of SIGSYS stays. */
-    ALLOW(SCMP_SYS(tgkill), 1, SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
-    ALLOW(SCMP_SYS(rt_sigaction), 1, SCMP_A0(SCMP_CMP_NE, SIGSYS));
+    ALLOW(SCMP_SYS(tgkill), 1, SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0));
+    ALLOW(SCMP_SYS(rt_sigaction), 1, SCMP_A0(SCMP_CMP_NE, SIGSYS, 0));
     if (r == 0)
         r = allow_memory(c);
     if (r == 0 && profile == HVX_CONFINE_VM)
