@@ -9,16 +9,8 @@
 #include <stddef.h>
 #include <sys/syscall.h>
 
-#define PTE_P 1ull
-#define PTE_W 2ull
-#define PTE_U 4ull
-#define PTE_A 0x20ull
-#define PTE_D 0x40ull
-#define PTE_PS 0x80ull
-#define PTE_NX (1ull << 63)
-#define PA_MASK 0x000ffffffffff000ull
 /* What a mapping depends on. D only makes a page writable. */
-#define PTE_KEPT (PA_MASK | PTE_P | PTE_U | PTE_NX)
+#define PTE_KEPT (PTE_PAGE | PTE_P | PTE_U | PTE_NX)
 
 #define LIN_MIN 0x10000ull         /* hosts let nobody map below */
 #define LIN_END 0x7ffffffff000ull  /* nor above */
@@ -66,7 +58,7 @@ static bool leaf_find(struct bt_vcpu *c, uint64_t root, uint64_t lin, struct lea
         l->wr &= (e & PTE_W) != 0;
         l->us &= (e & PTE_U) != 0;
         l->nx |= (e & PTE_NX) != 0;
-        table = e & PA_MASK;
+        table = e & PTE_PAGE;
     }
     l->table = guest_ptr(c, table);
     return l->table != NULL;
@@ -186,7 +178,7 @@ static void space_empty(struct bt_direct *d, struct direct_space *s)
 struct direct_space *bt_direct_space(struct bt_vcpu *c)
 {
     struct bt_direct *d = c->direct;
-    uint64_t root = c->cr3 & PA_MASK;
+    uint64_t root = c->cr3 & PTE_PAGE;
     struct direct_space *s = d->current, *oldest = NULL;
     if (s && s->root == root)
         return s;
@@ -367,7 +359,7 @@ void bt_direct_width(struct bt_vcpu *c, struct direct_space *s, bool code32)
         for (unsigned w = 0; w < 8; w++)
             for (uint64_t m = r->mapped[w]; m; m &= m - 1) {
                 unsigned i = w * 64 + (unsigned)__builtin_ctzll(m);
-                const uint8_t *p = r->pte[i] & PTE_NX ? NULL : guest_ptr(c, r->pte[i] & PA_MASK);
+                const uint8_t *p = r->pte[i] & PTE_NX ? NULL : guest_ptr(c, r->pte[i] & PTE_PAGE);
                 if (!p || !has_fast_call(p, c->vm->host_amd))
                     continue;
                 forget_page(d, s, r, i);
@@ -572,7 +564,7 @@ static bool place(struct bt_vcpu *c, struct direct_space *s, struct direct_regio
     uint64_t lin = (r->number << 21) + ((uint64_t)i << 12), e = leaf_entry(l, i);
     if (!e || !(e & PTE_A) || lin < LIN_MIN || lin >= LIN_END || lin - s->proc->base < sizeof(struct direct_zone))
         return false;
-    uintptr_t h = bt_phys_page(c->vm, e & PA_MASK);
+    uintptr_t h = bt_phys_page(c->vm, e & PTE_PAGE);
     const struct direct_ram *ram = ram_find(c->vm, h & ~0xfffull);
     if (!h || !ram)
         return false;
@@ -591,7 +583,7 @@ static bool place(struct bt_vcpu *c, struct direct_space *s, struct direct_regio
         /* noted before `code` is looked at: a request that comes while we wait finds it */
         bit_set(r->writable, i);
         ++*filter(d, e);
-        if (!claim(c, e & PA_MASK, write) && bit(r->writable, i)) {
+        if (!claim(c, e & PTE_PAGE, write) && bit(r->writable, i)) {
             bit_clear(r->writable, i);
             --*filter(d, e);
         }
@@ -604,7 +596,7 @@ static bool place(struct bt_vcpu *c, struct direct_space *s, struct direct_regio
     if (x && c->vm->direct_rdpid && has_rdpid((const uint8_t *)(h & ~0xfffull))) {
         uint64_t epoch = d->epoch, copy = DIRECT_NO_COPY;
         if (!(e & PTE_W) && !s->code32)
-            copy = bt_direct_copy(c, e & PA_MASK, (const uint8_t *)(h & ~0xfffull));
+            copy = bt_direct_copy(c, e & PTE_PAGE, (const uint8_t *)(h & ~0xfffull));
         if (epoch != d->epoch || !bit(r->mapped, i)) /* it may have waited for other vCPUs, and served requests */
             return false;
         if (copy == DIRECT_NO_COPY) {
@@ -714,7 +706,7 @@ void bt_direct_invlpg(struct bt_vcpu *c, uint64_t lin)
 void bt_direct_drop_write(struct bt_vcpu *c, uint64_t pa)
 {
     struct bt_direct *d = c->direct;
-    pa &= PA_MASK;
+    pa &= PTE_PAGE;
     if (!*filter(d, pa))
         return;
     for (unsigned k = 0; k < DIRECT_SPACES; k++) {
@@ -724,7 +716,7 @@ void bt_direct_drop_write(struct bt_vcpu *c, uint64_t pa)
             for (unsigned w = 0; w < 8; w++)
                 for (uint64_t m = r->writable[w]; m; m &= m - 1) {
                     unsigned i = w * 64 + (unsigned)__builtin_ctzll(m);
-                    if ((r->pte[i] & PA_MASK) != pa)
+                    if ((r->pte[i] & PTE_PAGE) != pa)
                         continue;
                     forget_page(d, s, r, i);
                     bit_set(r->gone, i);
@@ -742,7 +734,7 @@ bool bt_direct_runs_copy(struct bt_vcpu *c, const struct direct_space *s, uint64
     if (!r || !bit(r->mapped, i))
         return false;
     for (unsigned j = 0; j < DIRECT_COPIES; j++)
-        if (d->copy[j] == ((r->pte[i] & PA_MASK) | 1))
+        if (d->copy[j] == ((r->pte[i] & PTE_PAGE) | 1))
             return true;
     return false;
 }
@@ -751,7 +743,7 @@ void bt_direct_uncopy(struct bt_vcpu *c, uint64_t pa, uint64_t n)
 {
     struct bt_direct *d = c->direct;
     for (unsigned j = 0; j < DIRECT_COPIES; j++) {
-        uint64_t page = d->copy[j] & PA_MASK;
+        uint64_t page = d->copy[j] & PTE_PAGE;
         if (!d->copy[j] || (page - pa >= n && pa - page >= 4096))
             continue;
         d->copy[j] = 0;
@@ -761,7 +753,7 @@ void bt_direct_uncopy(struct bt_vcpu *c, uint64_t pa, uint64_t n)
             for (uint32_t ri = s->regions; ri; ri = d->region[ri].next_space) {
                 struct direct_region *r = &d->region[ri];
                 for (unsigned i = 0; i < 512; i++) {
-                    if (!bit(r->mapped, i) || (r->pte[i] & PA_MASK) != page)
+                    if (!bit(r->mapped, i) || (r->pte[i] & PTE_PAGE) != page)
                         continue;
                     forget_page(d, s, r, i);
                     bit_set(r->gone, i);

@@ -106,7 +106,7 @@ static bool goes_along(const struct bt_vcpu *c, const struct kd_leaf *l, const u
 {
     struct kd_leaf n = {.shift = 12};
     uint64_t e = kd_entry(table + i), pa = l->pa + (uint64_t)((int64_t)d << 12);
-    if (!(e & KD_PTE_P) || !(e & KD_PTE_A) || pa - s->gpa >= s->bytes)
+    if (!(e & PTE_P) || !(e & PTE_A) || pa - s->gpa >= s->bytes)
         return false;
     kd_leaf_of(c, 0, e, wr, &n);
     return n.pa == pa && n.rw == l->rw && n.global == l->global;
@@ -130,7 +130,7 @@ static enum bt_kd_verdict place_page(struct bt_vcpu *c, struct kdirect *kd, stru
     uint64_t *pte = kd->tables[r->table].pte;
     uint64_t base = kd_window(r->va);
     bool rw = l->rw && !(s->flags & HVX_SLOT_READONLY);
-    if (pte[i] && ((pte[i] & KD_PA_MASK) != l->pa || !(pte[i] & KD_GLOBAL) == l->global)) {
+    if (pte[i] && ((pte[i] & PTE_PAGE) != l->pa || !(pte[i] & KD_GLOBAL) == l->global)) {
         kd_unmap(base + i * 4096ull, 4096);
         kd_page_out(kd, r, i);
     }
@@ -259,7 +259,7 @@ enum bt_kd_verdict bt_kd_fault(struct bt_vcpu *c, const struct bt_block *b, uint
         off = true;
     else if (!r)
         v = KD_SOFT;
-    else if (!kd_descend(c, a, &l) || (write && !(l.e & KD_PTE_D)))
+    else if (!kd_descend(c, a, &l) || (write && !(l.e & PTE_D)))
         v = KD_RETRY; /* changed since the walk */
     else if (write && !l.rw)
         v = KD_SOFT; /* allowed for CR0.WP is clear */

@@ -17,9 +17,9 @@ static bool guest_at(const struct bt_vcpu *c, uint64_t lo, uint64_t hi)
         unsigned shift = 39;
         for (; t; shift -= 9) {
             uint64_t e = kd_entry(t + (a >> shift & 511));
-            if (!(e & KD_PTE_P))
+            if (!(e & PTE_P))
                 break;
-            if (shift == 21 || (shift == 30 && (e & KD_PTE_PS)))
+            if (shift == 21 || (shift == 30 && (e & PTE_PS)))
                 return true;
             t = kd_table_at(c, e);
         }
@@ -70,7 +70,7 @@ bool kd_conflict(const struct bt_vcpu *c, struct kdirect *kd, bool deep)
 /* --- invalidations ---------------------------------------------------------------------- */
 static bool page_holds(uint64_t placed, const struct kd_leaf *l)
 {
-    return (placed & KD_PA_MASK) == l->pa && (!(placed & KD_RW) || l->rw) && !(placed & KD_GLOBAL) == !l->global;
+    return (placed & PTE_PAGE) == l->pa && (!(placed & KD_RW) || l->rw) && !(placed & KD_GLOBAL) == !l->global;
 }
 
 /* Page i of a region that has a table, -1: all. */
@@ -82,8 +82,8 @@ static void table_check(struct bt_vcpu *c, struct kdirect *kd, struct kd_region 
     bool wr = true;
     for (unsigned shift = 39; shift > 12 && t; shift -= 9) {
         uint64_t e = kd_entry(t + (r->va >> shift & 511));
-        wr &= (e & KD_PTE_W) != 0;
-        t = (e & KD_PTE_P) && !(shift < 39 && (e & KD_PTE_PS)) ? kd_table_at(c, e) : NULL;
+        wr &= (e & PTE_W) != 0;
+        t = (e & PTE_P) && !(shift < 39 && (e & PTE_PS)) ? kd_table_at(c, e) : NULL;
     }
     unsigned n = r->n;
     for (unsigned i = only < 0 ? 0 : (unsigned)only; n && i < (only < 0 ? 512u : (unsigned)only + 1); i++) {
@@ -95,7 +95,7 @@ static void table_check(struct bt_vcpu *c, struct kdirect *kd, struct kd_region 
         uint64_t e = t ? kd_entry(t + i) : 0;
         l.shift = 12;
         kd_leaf_of(c, 0, e, wr, &l);
-        if ((e & KD_PTE_P) && (e & KD_PTE_A) && page_holds(pte[i], &l))
+        if ((e & PTE_P) && (e & PTE_A) && page_holds(pte[i], &l))
             continue;
         /* A guest that goes through a region page by page is soon told that nothing is there. */
         if (++r->drops > MAX_DROPS) {

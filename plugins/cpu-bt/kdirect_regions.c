@@ -23,16 +23,16 @@ void kd_unlock(struct kdirect *kd) { atomic_store_explicit(&kd->lock, 0, memory_
 
 const uint64_t *kd_table_at(const struct bt_vcpu *c, uint64_t pa)
 {
-    return (const uint64_t *)(bt_phys_page(c->vm, pa & KD_PA_MASK) & ~0xfffull);
+    return (const uint64_t *)(bt_phys_page(c->vm, pa & PTE_PAGE) & ~0xfffull);
 }
 
 void kd_leaf_of(const struct bt_vcpu *c, uint64_t a, uint64_t e, bool wr, struct kd_leaf *l)
 {
     uint64_t mask = (1ull << l->shift) - 1;
     l->e = e;
-    l->pa = ((e & KD_PA_MASK & ~mask) | (a & mask)) & ~0xfffull;
-    l->rw = wr && (e & KD_PTE_W) && (e & KD_PTE_D);
-    l->global = (e & KD_PTE_G) && (c->cr4 & BT_CR4_PGE);
+    l->pa = ((e & PTE_PAGE & ~mask) | (a & mask)) & ~0xfffull;
+    l->rw = wr && (e & PTE_W) && (e & PTE_D);
+    l->global = (e & PTE_G) && (c->cr4 & BT_CR4_PGE);
 }
 
 /* False: not mapped, or not accessed yet. */
@@ -49,13 +49,13 @@ bool kd_descend(const struct bt_vcpu *c, uint64_t a, struct kd_leaf *l)
         uint64_t e = kd_entry(l->slot);
         if (level == 3)
             l->pml4e = e;
-        if (!(e & KD_PTE_P))
+        if (!(e & PTE_P))
             return false;
-        if (level == 0 || (level < 3 && (e & KD_PTE_PS))) {
+        if (level == 0 || (level < 3 && (e & PTE_PS))) {
             kd_leaf_of(c, a, e, wr, l);
-            return (e & KD_PTE_A) != 0;
+            return (e & PTE_A) != 0;
         }
-        wr &= (e & KD_PTE_W) != 0;
+        wr &= (e & PTE_W) != 0;
         next = e;
     }
 }
@@ -63,7 +63,7 @@ bool kd_descend(const struct bt_vcpu *c, uint64_t a, struct kd_leaf *l)
 uint64_t kd_pml4e(const struct bt_vcpu *c, uint64_t a)
 {
     const uint64_t *t = kd_table_at(c, c->cr3);
-    return t ? kd_entry(t + (a >> 39 & 511)) & ~(KD_PTE_A | KD_PTE_D) : 0;
+    return t ? kd_entry(t + (a >> 39 & 511)) & ~(PTE_A | PTE_D) : 0;
 }
 
 /* Do all vCPUs map what is at a through the same tables? */
@@ -257,7 +257,7 @@ void bt_kd_protect(struct bt_vm *vm, uint64_t pa)
     }
     for (uint32_t id = kd->page_hash[kd_hash(pa >> 12)]; id; id = kd->tables[id >> 9].next[id & 511]) {
         uint64_t *p = &kd->tables[id >> 9].pte[id & 511];
-        if ((*p & KD_PA_MASK) != pa || !(*p & KD_RW))
+        if ((*p & PTE_PAGE) != pa || !(*p & KD_RW))
             continue;
         struct kd_region *r = &kd->regions[kd->table_region[id >> 9]];
         fine &= kd_protect(kd, r, kd_window(r->va) + (id & 511) * 4096ull, 4096, false);

@@ -75,13 +75,6 @@ struct kdirect {
     struct kd_table tables[KD_TABLES];
 };
 
-#define KD_PTE_P 1ull
-#define KD_PTE_W 2ull
-#define KD_PTE_A 0x20ull
-#define KD_PTE_D 0x40ull
-#define KD_PTE_PS 0x80ull
-#define KD_PTE_G 0x100ull
-#define KD_PA_MASK 0x000ffffffffff000ull
 #define KD_REGION (2ull << 20)
 
 static inline long kd_sys(long nr, long a, long b, long c, long d, long e, long f)

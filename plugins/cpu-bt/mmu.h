@@ -29,6 +29,17 @@
 #define PF_RSVD 8u
 #define PF_I 16u
 
+/* Entries of the guest's page tables: SDM volume 3, chapter 4. */
+#define PTE_P 1ull
+#define PTE_W 2ull
+#define PTE_U 4ull
+#define PTE_A 0x20ull
+#define PTE_D 0x40ull
+#define PTE_PS 0x80ull
+#define PTE_G 0x100ull
+#define PTE_NX (1ull << 63)
+#define PTE_PAGE 0x000ffffffffff000ull /* the address */
+
 static inline unsigned tlb_index(uint64_t lin) { return (lin >> 12) & (BT_TLB_SIZE - 1); }
 static inline uint64_t tag_never(unsigned i) { return (uint64_t)(i ^ 1) << 12; }
 #define STK_NEVER 0x8000000000000000ull

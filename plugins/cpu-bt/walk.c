@@ -5,16 +5,6 @@
 #include "cpu_model.h"
 #include "mmu.h"
 
-#define PTE_P 1ull
-#define PTE_W 2ull
-#define PTE_U 4ull
-#define PTE_A 0x20ull
-#define PTE_D 0x40ull
-#define PTE_PS 0x80ull
-#define PTE_G 0x100ull
-#define PTE_NX (1ull << 63)
-#define PA_MASK 0x000ffffffffff000ull
-
 static inline void *pte_ptr(struct bt_vcpu *c, uint64_t pa)
 {
     uintptr_t p = bt_phys_page(c->vm, pa);
@@ -40,7 +30,7 @@ struct path {
 static int descend(struct bt_vcpu *c, uint64_t lin, struct path *p)
 {
     bool lm = bt_long_mode(c);
-    uint64_t table = c->cr3 & PA_MASK, reserved = reserved_bits(c);
+    uint64_t table = c->cr3 & PTE_PAGE, reserved = reserved_bits(c);
     int level = 3;
     p->wr = p->us = true;
     p->nx = false;
@@ -49,7 +39,7 @@ static int descend(struct bt_vcpu *c, uint64_t lin, struct path *p)
         uint64_t e = c->pdpte[(lin >> 30) & 3];
         if (!(e & PTE_P))
             return 0;
-        table = e & PA_MASK;
+        table = e & PTE_PAGE;
         level = 1;
     }
     for (;; level--) {
@@ -71,7 +61,7 @@ static int descend(struct bt_vcpu *c, uint64_t lin, struct path *p)
         p->nx |= (e & PTE_NX) != 0;
         p->up[p->n] = p->slot;
         p->entry[p->n++] = e;
-        table = e & PA_MASK;
+        table = e & PTE_PAGE;
     }
 }
 
@@ -93,7 +83,7 @@ static int arrive(struct bt_vcpu *c, uint64_t lin, unsigned acc, const struct pa
     if (p->shift > 12) {
         if (!(e & PTE_PS))
             return -1;
-        if ((e & PA_MASK) & mask & ~0x1000ull) /* bit 12 is PAT */
+        if ((e & PTE_PAGE) & mask & ~0x1000ull) /* bit 12 is PAT */
             return PF_P | PF_RSVD;
     }
     bool wr = p->wr && (e & PTE_W), us = p->us && (e & PTE_U), nx = p->nx || (e & PTE_NX);
@@ -114,7 +104,7 @@ static int arrive(struct bt_vcpu *c, uint64_t lin, unsigned acc, const struct pa
             return -1;
         e |= bits;
     }
-    w->pa = ((e & PA_MASK & ~mask) | (lin & mask)) & ~0xfffull;
+    w->pa = ((e & PTE_PAGE & ~mask) | (lin & mask)) & ~0xfffull;
     w->writable = wr || (!(acc & BT_ACC_USER) && !(c->cr0 & BT_CR0_WP));
     w->user = us;
     w->exec = !nx;
