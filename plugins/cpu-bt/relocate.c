@@ -145,6 +145,21 @@ static void move_exits(struct bt_vcpu *c, const struct move *m, const struct bt_
     }
 }
 
+/* b's code and records are where they belong, b->rip is new: put right what they hold, and make it known. */
+static struct bt_block *settle(struct bt_vcpu *c, const struct move *m, struct bt_block *b)
+{
+    put_right(c->cache, m, b);
+    move_exits(c, m, b);
+    if (b == m->from) /* its page has it */
+        bt_block_hash(c, b);
+    else
+        bt_block_insert(c, b);
+    list(c, b);
+    bt_perf_map_block(c, b);
+    c->st.moved++;
+    return b;
+}
+
 /* Take b from its address to another one. Nothing of it runs. A stack of returns
  * may hold its landings: they are good at the new address. */
 static struct bt_block *move(struct bt_vcpu *c, struct bt_block *b, uint64_t rip)
@@ -156,15 +171,9 @@ static struct bt_block *move(struct bt_vcpu *c, struct bt_block *b, uint64_t rip
     while (*pp != bt_block_index(c, b))
         pp = &k->blocks[*pp].pa_next;
     *pp = b->pa_next;
-    b->dead = 0; /* its page has it still */
+    b->dead = 0;
     b->rip = rip;
-    put_right(k, &m, b);
-    move_exits(c, &m, b);
-    bt_block_hash(c, b);
-    list(c, b);
-    bt_perf_map_block(c, b);
-    c->st.moved++;
-    return b;
+    return settle(c, &m, b);
 }
 
 struct bt_block *bt_block_moved(struct bt_vcpu *c, uint64_t pa, uint64_t rip, uint32_t mode)
@@ -209,11 +218,5 @@ struct bt_block *bt_block_moved(struct bt_vcpu *c, uint64_t pa, uint64_t rip, ui
     b->unlinked = 0;
     b->exits = k->n_exits;
     k->n_exits += b->n_exits;
-    put_right(k, &m, b);
-    move_exits(c, &m, b);
-    bt_block_insert(c, b);
-    list(c, b);
-    bt_perf_map_block(c, b);
-    c->st.moved++;
-    return b;
+    return settle(c, &m, b);
 }
