@@ -5,6 +5,7 @@
  */
 #include "translate.h"
 #include "cpu_model.h"
+#include "mmu.h"
 #include "perf_map.h"
 #include "trans.h"
 #include <assert.h>
@@ -288,6 +289,16 @@ static bool goes_on(struct trans *t, struct insn *x, unsigned room, unsigned *at
 
 static uint64_t decode(struct trans *t, uint64_t pa, const uint8_t *host);
 
+/* Other vCPUs may be waited for, and requests served meanwhile. When memory was another's there (BT_SYNC_RANGE), nothing
+ * is left in the TLB, and what has been looked up - where the code is on the host - may be no more: begin again. */
+static void mark(struct bt_vcpu *c, uint64_t pa, unsigned len)
+{
+    uint64_t flushed = c->mmu->kgen;
+    bt_codepage_mark(c, pa, len);
+    if (c->mmu->kgen != flushed)
+        bt_restart(c);
+}
+
 /* Fills t->insn; returns the page of the tail if the block straddles, else 0. */
 static uint64_t decode_block(struct trans *t, uint64_t pa, const uint8_t *host)
 {
@@ -309,7 +320,7 @@ static uint64_t decode(struct trans *t, uint64_t pa, const uint8_t *host)
     while (t->n < max && at < room) {
         struct insn *x = &t->insn[t->n];
         unsigned here = room - at < 15 ? room - at : 15;
-        bt_codepage_mark(c, pa + at, here);
+        mark(c, pa + at, here);
         memset(x->bytes, 0, sizeof(x->bytes));
         memcpy(x->bytes, host + at, here);
         x->rip = t->code64 ? t->rip + at : (uint32_t)(t->rip + at);
@@ -325,9 +336,9 @@ static uint64_t decode(struct trans *t, uint64_t pa, const uint8_t *host)
             if (!t->code64)
                 lin = (uint32_t)lin;
             const uint8_t *h2 = bt_code_page(c, lin, &p);
-            bt_codepage_mark(c, p, 15 - here);
+            mark(c, p, 15 - here);
             /* It may have served requests of other vCPUs, one for the first page's bytes perhaps: mark and read them once more. */
-            bt_codepage_mark(c, pa + at, here);
+            mark(c, pa + at, here);
             memcpy(x->bytes, host + at, here);
             memcpy(x->bytes + here, h2, 15 - here);
             st = ZydisDecoderDecodeFull(dec, x->bytes, 15, &x->d, x->op);
