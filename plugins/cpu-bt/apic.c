@@ -369,7 +369,8 @@ static void host_timer_make(struct bt_vcpu *c)
     ev._sigev_un._tid = c->tid;
     long r = sys4(SYS_timer_create, CLOCK_MONOTONIC, (long)&ev, (long)&a->timer_id, 0);
     if (r < 0)
-        bt_fatal(c, "no host timer for the local APIC: timer_create failed; raise the limit of pending signals (ulimit -i)");
+        bt_fatal(
+            c, "no host timer for the local APIC: timer_create failed; raise the limit of pending signals (ulimit -i)");
     a->timer_tid = c->tid;
     c->has_timer = 1;
 }

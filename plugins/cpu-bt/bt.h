@@ -153,7 +153,10 @@ struct bt_tlb_entry {
 
 /* Functions begin at multiples of 16, and large programs are many times that size: the upper bits spread them. */
 #define BT_JC_SHIFT 14
-static inline uint32_t bt_jc_index(uint64_t rip) { return ((uint32_t)rip ^ (uint32_t)rip >> BT_JC_SHIFT) & (BT_JC_SIZE - 1); }
+static inline uint32_t bt_jc_index(uint64_t rip)
+{
+    return ((uint32_t)rip ^ (uint32_t)rip >> BT_JC_SHIFT) & (BT_JC_SIZE - 1);
+}
 
 /* --- a vCPU ------------------------------------------------------------------ */
 struct bt_vcpu {
@@ -169,7 +172,8 @@ struct bt_vcpu {
     uint32_t mode;    /* BT_MODE_*, see bt_mode_update() */
     uint64_t gs_window; /* seg_base[BT_GS] in the window: kdirect.h */
     uint64_t seg_base[6]; /* copies for translated code, by BT_ES.. ; kept by bt_seg_update() */
-    uint32_t seg_rlimit[6], seg_wlimit[6]; /* last valid offset for reads / writes; 0 with base_ok clear -> always slow */
+    /* last valid offset for reads / writes; 0 with base_ok clear -> always slow */
+    uint32_t seg_rlimit[6], seg_wlimit[6];
     uint64_t op_ea;   /* effective address (offset inside its segment) of the current C op's memory operand */
     _Atomic uint32_t pending; /* BT_PEND_*; any thread sets bits */
     uint32_t cur_exit; /* why translated code came back: BT_X_* */
@@ -217,7 +221,8 @@ struct bt_vcpu {
     uint64_t pdpte[4];  /* PAE paging without long mode */
     uint64_t cr4_valid;   /* CR4 bits the CPU model has; 0: not computed yet (op_cr.c) */
     uint64_t phys_mask;   /* address bits the CPU model has; 0: not computed yet */
-    uint8_t int_done;     /* 1: INT n, SYSCALL or SYSRET has cleared TF: no #DB after it; 2: SYSRET set TF: #DB at once */
+    /* 1: INT n, SYSCALL or SYSRET has cleared TF: no #DB after it; 2: SYSRET set TF: #DB at once */
+    uint8_t int_done;
     uint8_t bp_exec, bp_data; /* DR0..3 that DR7 enables for fetches / for data: debug.c; BT_BP_* */
     uint8_t ferr;         /* an x87 exception while CR0.NE is clear: run.c */
     uint8_t bp_hit;       /* data breakpoints met by the current instruction */
@@ -227,7 +232,8 @@ struct bt_vcpu {
         uint32_t n;
         struct hvx_debug_point point[HVX_DEBUG_MAX_POINTS];
     } dbg;
-    struct { uint16_t off, size; uint32_t align; } xcomp[10]; /* XSAVE components, standard offsets; filled on first use (op_fpu.c) */
+    /* XSAVE components, standard offsets; filled on first use (op_fpu.c) */
+    struct { uint16_t off, size; uint32_t align; } xcomp[10];
 
     /* exception being raised (bt_raise) and exception being delivered */
     struct { uint8_t vector, has_error, valid, is_int; uint32_t error; } exc;
@@ -280,13 +286,16 @@ struct bt_vcpu {
 
     /* statistics, written by the owner */
     struct {
-        uint64_t blocks, traces, retranslations, moved, chains, dispatches, c_ops, tlb_miss[2], tlb_flush, tlb_flush_global, invlpg;
-        uint64_t slow_accesses, bounces, careful, mmio, pio, smc_invalidations, cache_flushes, exceptions, page_faults, interrupts;
-        uint64_t direct_entries, direct_cycles, direct_syscalls, direct_faults, direct_kicks, direct_soft, direct_left, direct_maps,
-            direct_pages, direct_unmaps, direct_compares, direct_uncoded, direct_failures, direct_lost, direct_killed,
-            direct_meddled, direct_remade, direct_copies;
+        uint64_t blocks, traces, retranslations, moved, chains, dispatches, c_ops, tlb_miss[2], tlb_flush,
+            tlb_flush_global, invlpg;
+        uint64_t slow_accesses, bounces, careful, mmio, pio, smc_invalidations, cache_flushes, exceptions, page_faults,
+            interrupts;
+        uint64_t direct_entries, direct_cycles, direct_syscalls, direct_faults, direct_kicks, direct_soft, direct_left,
+            direct_maps, direct_pages, direct_unmaps, direct_compares, direct_uncoded, direct_failures, direct_lost,
+            direct_killed, direct_meddled, direct_remade, direct_copies;
         uint64_t kd_maps, kd_faults, kd_soft, kd_unmaps, kd_checks;
-        uint64_t kicks, unchains, halts, jc_miss, inline_miss, inline_learnt, inline_opened, code_bytes, syscalls, cr3_loads, insns_translated, translate_cycles, sync_requests;
+        uint64_t kicks, unchains, halts, jc_miss, inline_miss, inline_learnt, inline_opened, code_bytes, syscalls,
+            cr3_loads, insns_translated, translate_cycles, sync_requests;
     } st;
 
     __attribute__((aligned(64))) uint8_t xsave[HVX_XSAVE_MAX]; /* guest x87/SSE/AVX state while !fp_live */
@@ -426,7 +435,8 @@ static inline bool bt_aligning(const struct bt_vcpu *c)
 }
 static inline bool bt_stepping(const struct bt_vcpu *c)
 {
-    return (c->sysflags & BT_TF) || c->debug_step || c->bp_exec || (c->bp_data & ~BT_BP_ALIGN) || c->dbg.step || bt_aligning(c);
+    return (c->sysflags & BT_TF) || c->debug_step || c->bp_exec || (c->bp_data & ~BT_BP_ALIGN) || c->dbg.step ||
+           bt_aligning(c);
 }
 void bt_debug_update(struct bt_vcpu *c);
 int bt_debug_set(struct bt_vcpu *c, const struct hvx_debug *d);
@@ -476,7 +486,8 @@ void bt_apic_set(struct bt_vcpu *c, const struct hvx_vcpu_regs *r);
 int bt_cpuid_create(struct bt_vm *vm, const char *model, struct hvx_error *err);
 uint64_t bt_pv_hypercall(struct bt_vcpu *c, uint64_t nr, const uint64_t a[4]); /* paravirt.c; the result */
 void bt_cpuid_destroy(struct bt_vm *vm);
-void bt_cpuid(struct bt_vcpu *c, uint32_t leaf, uint32_t sub, uint32_t out[4]); /* eax ebx ecx edx; allocation-free, no syscalls, no host CPUID */
+/* eax ebx ecx edx; allocation-free, no syscalls, no host CPUID */
+void bt_cpuid(struct bt_vcpu *c, uint32_t leaf, uint32_t sub, uint32_t out[4]);
 bool bt_cpuid_has_x2apic(const struct bt_vm *vm);
 bool bt_rdmsr(struct bt_vcpu *c, uint32_t index, uint64_t *value); /* false -> #GP */
 bool bt_wrmsr(struct bt_vcpu *c, uint32_t index, uint64_t value);
@@ -502,6 +513,9 @@ static inline void bt_user_left(struct bt_vcpu *c)
         c->user_from = 0;
     }
 }
-static inline uint64_t bt_guest_tsc(const struct bt_vcpu *c) { return bt_tsc_scale(c->vm, bt_host_tsc()) + c->tsc_offset; }
+static inline uint64_t bt_guest_tsc(const struct bt_vcpu *c)
+{
+    return bt_tsc_scale(c->vm, bt_host_tsc()) + c->tsc_offset;
+}
 
 #endif

@@ -479,9 +479,9 @@ bool bt_cache_room(struct bt_vcpu *c)
         return false;
     /* side exits, guards, and the ends that a block may have */
     unsigned exits = 3 * BT_MAX_TRACED + 4 * BT_MAX_CALLS + BT_MAX_GROUPS + 16;
-    return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 && k->n_blocks + 2 < BT_MAX_BLOCKS &&
-           k->n_exits + exits < BT_MAX_EXITS && k->n_map + BT_MAP_MOST < BT_MAX_MAP &&
-           k->n_recipes + 2 * BT_MAX_INSNS < BT_MAX_RECIPES &&
+    return k->hot_end - k->hot_p > 64 * 1024 && k->cold_end - k->cold_p > 128 * 1024 &&
+           k->n_blocks + 2 < BT_MAX_BLOCKS && k->n_exits + exits < BT_MAX_EXITS &&
+           k->n_map + BT_MAP_MOST < BT_MAX_MAP && k->n_recipes + 2 * BT_MAX_INSNS < BT_MAX_RECIPES &&
            k->n_relocs + BT_MAX_RELOCS < BT_MAX_RELOCS_KEPT && k->n_pages + 4 < k->max_pages;
 }
 

@@ -64,8 +64,8 @@
 #define BT_INLINE_TRIES 4u
 #define BT_TRACE 0x100u   /* with the branches that a block follows: it is a trace, and goes on over jumps and calls */
 #define BT_NO_BRANCH 15u
-/* What a vCPU's translations may take in all: code, and what is kept of it; some 570 bytes a block. When it is used up they
- * all go, and what still runs is made again in 4 us a block. All vCPUs' code shares the low 2 GiB. */
+/* What a vCPU's translations may take in all: code, and what is kept of it; some 570 bytes a block. When it is used up
+ * they all go, and what still runs is made again in 4 us a block. All vCPUs' code shares the low 2 GiB. */
 #define BT_HELD_BYTES(vcpus) ((vcpus) == 1 ? 80u << 20 : (vcpus) <= 8 ? 40u << 20 : 32u << 20)
 #define BT_HOT_BYTES(vcpus) (BT_HELD_BYTES(vcpus) / 8 * 5)
 #define BT_COLD_BYTES(vcpus) (BT_HELD_BYTES(vcpus) / 8 * 3)
@@ -106,7 +106,8 @@ struct bt_kept_reloc {
 #define BT_RET_BYTES (32u << 10) /* a stack of returns: 4096 */
 #define BT_RET_SPARE 128u        /* above it, the empty stack's entry */
 #define BT_RET_KEPT 512u         /* what stays when it is full */
-/* OTHER: the landing's way out when the return address is another one. INLINE: the inline cache before an INDIRECT or CALL. */
+/* OTHER: the landing's way out when the return address is another one. INLINE: the inline cache before an INDIRECT or
+ * CALL. */
 enum { BT_EXIT_DIRECT, BT_EXIT_INDIRECT, BT_EXIT_CALL, BT_EXIT_RET, BT_EXIT_OTHER, BT_EXIT_INLINE };
 struct bt_exit {
     uint64_t target; /* guest RIP */
@@ -114,11 +115,15 @@ struct bt_exit {
     uint32_t stub;   /* where it goes unchained */
     uint32_t from, to, in_next;
     uint8_t kind;
-    uint8_t flags_by_fn : 1, plain : 1 /* to the plain twin: gen_group.c */, branch : 4 /* number of the conditional branch */;
+    uint8_t flags_by_fn : 1, plain : 1 /* to the plain twin: gen_group.c */,
+        branch : 4 /* number of the conditional branch */;
     uint8_t alt;  /* from the stub to another one, for good: by the jump cache; 0: none */
     uint8_t heat; /* so many kicks until it is followed; 0: never; INLINE: so many targets until there are too many */
 };
-static inline bool bt_exit_chains(const struct bt_exit *x) { return x->kind == BT_EXIT_DIRECT || x->kind == BT_EXIT_INLINE; }
+static inline bool bt_exit_chains(const struct bt_exit *x)
+{
+    return x->kind == BT_EXIT_DIRECT || x->kind == BT_EXIT_INLINE;
+}
 /* From host address to guest instruction, as the translator notes it: sorted by
  * host, hot entries first, then cold ones. How it is kept: hostmap.c. */
 struct bt_map_entry {
@@ -171,9 +176,9 @@ struct bt_cache {
     uint64_t jc_cs_base[2];
     uint64_t code_filter[2][64];   /* hashed pages with jump cache entries */
     /* stubs */
-    uint32_t stub_stack[BT_FLAGS_KINDS], stub_stack_try, stub_slow[BT_FLAGS_KINDS], stub_try, stub_commit, stub_op, stub_op_end,
-        stub_jc_miss[2], stub_exit[BT_FLAGS_KINDS], stub_inline, stub_leave, stub_go, stub_irq, stub_careful, stub_segfault,
-        stub_flags_slot, stub_flags[8][4];
+    uint32_t stub_stack[BT_FLAGS_KINDS], stub_stack_try, stub_slow[BT_FLAGS_KINDS], stub_try, stub_commit, stub_op,
+        stub_op_end, stub_jc_miss[2], stub_exit[BT_FLAGS_KINDS], stub_inline, stub_leave, stub_go, stub_irq,
+        stub_careful, stub_segfault, stub_flags_slot, stub_flags[8][4];
     uint32_t stub_ret_empty[2], stub_ret_other[2], stub_ret_end[2];
     uint32_t ret_top[2];   /* the empty stacks of returns */
     uint64_t ret_saved[2]; /* c->ret_sp of the one that is not in use */
@@ -202,7 +207,8 @@ void bt_cache_make_room(struct bt_vcpu *c); /* flush, forget code pages too, and
 size_t bt_cache_held(const struct bt_vcpu *c); /* bytes in use */
 struct bt_block *bt_block_find(struct bt_vcpu *c, uint64_t pa, uint64_t rip, uint32_t mode, uint64_t cs_base);
 /* Make one; raises #PF when code cannot be fetched. translate.c */
-struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, uint64_t pa, const uint8_t *host, unsigned follow);
+struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, uint64_t pa, const uint8_t *host,
+                              unsigned follow);
 void bt_block_insert(struct bt_vcpu *c, struct bt_block *b);
 void bt_block_hash(struct bt_vcpu *c, struct bt_block *b); /* only that it can be found */
 void bt_block_drop(struct bt_vcpu *c, struct bt_block *b);
@@ -220,9 +226,11 @@ struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create)
 /* The bytes [pa, pa+n) change: drop this vCPU's blocks over them; true when `current` was among them. */
 bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_block *current);
 void bt_exit_open(struct bt_cache *k, struct bt_exit *x); /* an indirect exit as it was made */
-#define BT_INLINE_CALL_STUB 5u /* a call's stub is behind the push of its return address, for who does not come by the call */
+/* a call's stub is behind the push of its return address, for who does not come by the call */
+#define BT_INLINE_CALL_STUB 5u
 void bt_inline_forget(struct bt_exit *x); /* as it was made */
-void bt_inline_learn(struct bt_vcpu *c, uint32_t exit, uint64_t rip, struct bt_block *to); /* and is chained; or gives up */
+/* Take it for the target, and chain to it; or give up. */
+void bt_inline_learn(struct bt_vcpu *c, uint32_t exit, uint64_t rip, struct bt_block *to);
 void bt_ret_empty(struct bt_vcpu *c, unsigned t); /* forget a stack of returns */
 bool bt_cache_room(struct bt_vcpu *c); /* for one more block */
 /* relocate.c: what a new block holds of its address; one for another address, copied or moved there, or NULL. */
@@ -245,5 +253,8 @@ void bt_ucode_enter(struct bt_vcpu *c, uint64_t lin, uint64_t pa);
 bool bt_ucode_join(struct bt_vcpu *c, uint32_t exit, uint64_t lin_a, uint64_t pa_a, uint64_t lin_b, uint64_t pa_b);
 bool bt_ucode_has(const struct bt_vcpu *c, uint64_t lin); /* any in this page? */
 void bt_ucode_reset(struct bt_vcpu *c);                   /* undo them all */
-static inline uint32_t bt_block_index(struct bt_vcpu *c, const struct bt_block *b) { return (uint32_t)(b - c->cache->blocks); }
+static inline uint32_t bt_block_index(struct bt_vcpu *c, const struct bt_block *b)
+{
+    return (uint32_t)(b - c->cache->blocks);
+}
 #endif

@@ -180,34 +180,40 @@ static bool classify_control(struct insn *x)
 
 /* C op + 1 by mnemonic */
 static const uint8_t simple_ops[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
-    [M(LDS)] = BT_OP_load_far + 1, [M(LES)] = BT_OP_load_far + 1, [M(LSS)] = BT_OP_load_far + 1, [M(LFS)] = BT_OP_load_far + 1,
-    [M(LGS)] = BT_OP_load_far + 1, [M(SLDT)] = BT_OP_sldt + 1, [M(STR)] = BT_OP_str + 1, [M(LLDT)] = BT_OP_lldt + 1, [M(LTR)] = BT_OP_ltr + 1,
-    [M(VERR)] = BT_OP_verr + 1, [M(VERW)] = BT_OP_verw + 1, [M(LAR)] = BT_OP_lar + 1, [M(LSL)] = BT_OP_lsl + 1, [M(ARPL)] = BT_OP_arpl + 1,
-    [M(SGDT)] = BT_OP_sgdt + 1, [M(SIDT)] = BT_OP_sidt + 1, [M(LGDT)] = BT_OP_lgdt + 1, [M(LIDT)] = BT_OP_lidt + 1, [M(SMSW)] = BT_OP_smsw + 1,
-    [M(LMSW)] = BT_OP_lmsw + 1, [M(INT)] = BT_OP_int_n + 1, [M(INT3)] = BT_OP_int3 + 1, [M(INTO)] = BT_OP_into + 1, [M(INT1)] = BT_OP_int1 + 1,
-    [M(IRET)] = BT_OP_iret + 1, [M(IRETD)] = BT_OP_iret + 1, [M(IRETQ)] = BT_OP_iret + 1, [M(HLT)] = BT_OP_hlt + 1, [M(UD0)] = BT_OP_ud + 1,
-    [M(UD1)] = BT_OP_ud + 1, [M(UD2)] = BT_OP_ud + 1, [M(BOUND)] = BT_OP_bound + 1, [M(PUSHF)] = BT_OP_pushf + 1, [M(PUSHFD)] = BT_OP_pushf + 1,
+    [M(LDS)] = BT_OP_load_far + 1, [M(LES)] = BT_OP_load_far + 1, [M(LSS)] = BT_OP_load_far + 1,
+    [M(LFS)] = BT_OP_load_far + 1, [M(LGS)] = BT_OP_load_far + 1, [M(SLDT)] = BT_OP_sldt + 1, [M(STR)] = BT_OP_str + 1,
+    [M(LLDT)] = BT_OP_lldt + 1, [M(LTR)] = BT_OP_ltr + 1, [M(VERR)] = BT_OP_verr + 1, [M(VERW)] = BT_OP_verw + 1,
+    [M(LAR)] = BT_OP_lar + 1, [M(LSL)] = BT_OP_lsl + 1, [M(ARPL)] = BT_OP_arpl + 1, [M(SGDT)] = BT_OP_sgdt + 1,
+    [M(SIDT)] = BT_OP_sidt + 1, [M(LGDT)] = BT_OP_lgdt + 1, [M(LIDT)] = BT_OP_lidt + 1, [M(SMSW)] = BT_OP_smsw + 1,
+    [M(LMSW)] = BT_OP_lmsw + 1, [M(INT)] = BT_OP_int_n + 1, [M(INT3)] = BT_OP_int3 + 1, [M(INTO)] = BT_OP_into + 1,
+    [M(INT1)] = BT_OP_int1 + 1, [M(IRET)] = BT_OP_iret + 1, [M(IRETD)] = BT_OP_iret + 1, [M(IRETQ)] = BT_OP_iret + 1,
+    [M(HLT)] = BT_OP_hlt + 1, [M(UD0)] = BT_OP_ud + 1, [M(UD1)] = BT_OP_ud + 1, [M(UD2)] = BT_OP_ud + 1,
+    [M(BOUND)] = BT_OP_bound + 1, [M(PUSHF)] = BT_OP_pushf + 1, [M(PUSHFD)] = BT_OP_pushf + 1,
     [M(PUSHFQ)] = BT_OP_pushf + 1, [M(POPF)] = BT_OP_popf + 1, [M(POPFD)] = BT_OP_popf + 1, [M(POPFQ)] = BT_OP_popf + 1,
-    [M(CLTS)] = BT_OP_clts + 1, [M(SYSCALL)] = BT_OP_syscall + 1, [M(SYSRET)] = BT_OP_sysret + 1, [M(SYSENTER)] = BT_OP_sysenter + 1,
-    [M(SYSEXIT)] = BT_OP_sysexit + 1, [M(SWAPGS)] = BT_OP_swapgs + 1, [M(RDFSBASE)] = BT_OP_rdfsbase + 1,
-    [M(RDGSBASE)] = BT_OP_rdgsbase + 1, [M(WRFSBASE)] = BT_OP_wrfsbase + 1, [M(WRGSBASE)] = BT_OP_wrgsbase + 1,
-    [M(INVLPG)] = BT_OP_invlpg + 1, [M(INVPCID)] = BT_OP_invpcid + 1, [M(INVD)] = BT_OP_invd + 1, [M(WBINVD)] = BT_OP_wbinvd + 1,
-    [M(RDMSR)] = BT_OP_rdmsr + 1, [M(WRMSR)] = BT_OP_wrmsr + 1, [M(RDPMC)] = BT_OP_rdpmc + 1,
-    [M(RDTSC)] = BT_OP_rdtsc + 1, [M(RDTSCP)] = BT_OP_rdtscp + 1, [M(RDPID)] = BT_OP_rdpid + 1, [M(CPUID)] = BT_OP_cpuid + 1,
-    [M(XGETBV)] = BT_OP_xgetbv + 1, [M(XSETBV)] = BT_OP_xsetbv + 1, [M(CLAC)] = BT_OP_clac + 1, [M(STAC)] = BT_OP_stac + 1,
-    [M(MONITOR)] = BT_OP_monitor + 1, [M(MWAIT)] = BT_OP_mwait + 1, [M(VMCALL)] = BT_OP_vmcall + 1, [M(VMMCALL)] = BT_OP_vmcall + 1,
-    [M(FXSAVE)] = BT_OP_fxsave + 1, [M(FXSAVE64)] = BT_OP_fxsave + 1,
-    [M(FXRSTOR)] = BT_OP_fxrstor + 1, [M(FXRSTOR64)] = BT_OP_fxrstor + 1, [M(XSAVE)] = BT_OP_xsave + 1, [M(XSAVE64)] = BT_OP_xsave + 1,
-    [M(XSAVEOPT)] = BT_OP_xsaveopt + 1, [M(XSAVEOPT64)] = BT_OP_xsaveopt + 1, [M(XSAVEC)] = BT_OP_xsavec + 1,
-    [M(XSAVEC64)] = BT_OP_xsavec + 1, [M(XSAVES)] = BT_OP_xsaves + 1, [M(XSAVES64)] = BT_OP_xsaves + 1, [M(XRSTOR)] = BT_OP_xrstor + 1,
-    [M(XRSTOR64)] = BT_OP_xrstor + 1, [M(XRSTORS)] = BT_OP_xrstors + 1, [M(XRSTORS64)] = BT_OP_xrstors + 1, [M(FNSAVE)] = BT_OP_fnsave + 1,
-    [M(FRSTOR)] = BT_OP_frstor + 1, [M(FNSTENV)] = BT_OP_fnstenv + 1, [M(FLDENV)] = BT_OP_fldenv + 1, [M(IN)] = BT_OP_in + 1,
-    [M(OUT)] = BT_OP_out + 1, [M(INSB)] = BT_OP_ins + 1, [M(INSW)] = BT_OP_ins + 1, [M(INSD)] = BT_OP_ins + 1, [M(OUTSB)] = BT_OP_outs + 1,
-    [M(OUTSW)] = BT_OP_outs + 1, [M(OUTSD)] = BT_OP_outs + 1, [M(PUSHA)] = BT_OP_pusha + 1, [M(PUSHAD)] = BT_OP_pusha + 1,
-    [M(POPA)] = BT_OP_popa + 1, [M(POPAD)] = BT_OP_popa + 1, [M(ENTER)] = BT_OP_enter + 1, [M(MASKMOVDQU)] = BT_OP_maskmovdqu + 1,
-    [M(VMASKMOVDQU)] = BT_OP_maskmovdqu + 1, [M(MASKMOVQ)] = BT_OP_maskmovq + 1, [M(XLAT)] = BT_OP_xlat + 1, [M(AAA)] = BT_OP_aaa + 1,
-    [M(AAS)] = BT_OP_aas + 1, [M(AAM)] = BT_OP_aam + 1, [M(AAD)] = BT_OP_aad + 1, [M(DAA)] = BT_OP_daa + 1, [M(DAS)] = BT_OP_das + 1,
-    [M(SALC)] = BT_OP_salc + 1, [M(MOVDIR64B)] = BT_OP_movdir64b + 1,
+    [M(CLTS)] = BT_OP_clts + 1, [M(SYSCALL)] = BT_OP_syscall + 1, [M(SYSRET)] = BT_OP_sysret + 1,
+    [M(SYSENTER)] = BT_OP_sysenter + 1, [M(SYSEXIT)] = BT_OP_sysexit + 1, [M(SWAPGS)] = BT_OP_swapgs + 1,
+    [M(RDFSBASE)] = BT_OP_rdfsbase + 1, [M(RDGSBASE)] = BT_OP_rdgsbase + 1, [M(WRFSBASE)] = BT_OP_wrfsbase + 1,
+    [M(WRGSBASE)] = BT_OP_wrgsbase + 1, [M(INVLPG)] = BT_OP_invlpg + 1, [M(INVPCID)] = BT_OP_invpcid + 1,
+    [M(INVD)] = BT_OP_invd + 1, [M(WBINVD)] = BT_OP_wbinvd + 1, [M(RDMSR)] = BT_OP_rdmsr + 1,
+    [M(WRMSR)] = BT_OP_wrmsr + 1, [M(RDPMC)] = BT_OP_rdpmc + 1, [M(RDTSC)] = BT_OP_rdtsc + 1,
+    [M(RDTSCP)] = BT_OP_rdtscp + 1, [M(RDPID)] = BT_OP_rdpid + 1, [M(CPUID)] = BT_OP_cpuid + 1,
+    [M(XGETBV)] = BT_OP_xgetbv + 1, [M(XSETBV)] = BT_OP_xsetbv + 1, [M(CLAC)] = BT_OP_clac + 1,
+    [M(STAC)] = BT_OP_stac + 1, [M(MONITOR)] = BT_OP_monitor + 1, [M(MWAIT)] = BT_OP_mwait + 1,
+    [M(VMCALL)] = BT_OP_vmcall + 1, [M(VMMCALL)] = BT_OP_vmcall + 1, [M(FXSAVE)] = BT_OP_fxsave + 1,
+    [M(FXSAVE64)] = BT_OP_fxsave + 1, [M(FXRSTOR)] = BT_OP_fxrstor + 1, [M(FXRSTOR64)] = BT_OP_fxrstor + 1,
+    [M(XSAVE)] = BT_OP_xsave + 1, [M(XSAVE64)] = BT_OP_xsave + 1, [M(XSAVEOPT)] = BT_OP_xsaveopt + 1,
+    [M(XSAVEOPT64)] = BT_OP_xsaveopt + 1, [M(XSAVEC)] = BT_OP_xsavec + 1, [M(XSAVEC64)] = BT_OP_xsavec + 1,
+    [M(XSAVES)] = BT_OP_xsaves + 1, [M(XSAVES64)] = BT_OP_xsaves + 1, [M(XRSTOR)] = BT_OP_xrstor + 1,
+    [M(XRSTOR64)] = BT_OP_xrstor + 1, [M(XRSTORS)] = BT_OP_xrstors + 1, [M(XRSTORS64)] = BT_OP_xrstors + 1,
+    [M(FNSAVE)] = BT_OP_fnsave + 1, [M(FRSTOR)] = BT_OP_frstor + 1, [M(FNSTENV)] = BT_OP_fnstenv + 1,
+    [M(FLDENV)] = BT_OP_fldenv + 1, [M(IN)] = BT_OP_in + 1, [M(OUT)] = BT_OP_out + 1, [M(INSB)] = BT_OP_ins + 1,
+    [M(INSW)] = BT_OP_ins + 1, [M(INSD)] = BT_OP_ins + 1, [M(OUTSB)] = BT_OP_outs + 1, [M(OUTSW)] = BT_OP_outs + 1,
+    [M(OUTSD)] = BT_OP_outs + 1, [M(PUSHA)] = BT_OP_pusha + 1, [M(PUSHAD)] = BT_OP_pusha + 1,
+    [M(POPA)] = BT_OP_popa + 1, [M(POPAD)] = BT_OP_popa + 1, [M(ENTER)] = BT_OP_enter + 1,
+    [M(MASKMOVDQU)] = BT_OP_maskmovdqu + 1, [M(VMASKMOVDQU)] = BT_OP_maskmovdqu + 1, [M(MASKMOVQ)] = BT_OP_maskmovq + 1,
+    [M(XLAT)] = BT_OP_xlat + 1, [M(AAA)] = BT_OP_aaa + 1, [M(AAS)] = BT_OP_aas + 1, [M(AAM)] = BT_OP_aam + 1,
+    [M(AAD)] = BT_OP_aad + 1, [M(DAA)] = BT_OP_daa + 1, [M(DAS)] = BT_OP_das + 1, [M(SALC)] = BT_OP_salc + 1,
+    [M(MOVDIR64B)] = BT_OP_movdir64b + 1,
 };
 
 static void set_flags(struct insn *x)
@@ -230,7 +236,8 @@ static void set_flags(struct insn *x)
         break;
     }
     case M(SHLD): case M(SHRD):
-        if (x->op[2].type == ZYDIS_OPERAND_TYPE_REGISTER || !(x->op[2].imm.value.u & (x->d.operand_width == 64 ? 63 : 31)))
+        if (x->op[2].type == ZYDIS_OPERAND_TYPE_REGISTER ||
+            !(x->op[2].imm.value.u & (x->d.operand_width == 64 ? 63 : 31)))
             x->f_kill = 0;
         break;
     default:

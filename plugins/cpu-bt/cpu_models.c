@@ -287,8 +287,10 @@ int bt_model_choose(const char *text, const struct bt_cpuid_offer *o, struct bt_
         return hvx_fail(err, -ENOTSUP, "--cpu %.40s: this host's processor lacks %s; take them away with -FEATURE, or "
                                        "use %s, which works here", text, lacks, advice(o));
     if (c->model && layout_differs(c->model, c->word, o))
-        return hvx_fail(err, -ENOTSUP, "--cpu %.40s: this host keeps AVX-512 state at other places of XSAVE's area than "
-                                       "the model; add ,-avx512f, or use %s, which works here", text, advice(o));
+        return hvx_fail(err, -ENOTSUP,
+                        "--cpu %.40s: this host keeps AVX-512 state at other places of XSAVE's area than "
+                        "the model; add ,-avx512f, or use %s, which works here",
+                        text, advice(o));
     if (!has(c->word, BT_F_HYPERVISOR))
         c->hypervisor = BT_HYPERVISOR_NONE;
     if (c->hypervisor == BT_HYPERVISOR_NONE)

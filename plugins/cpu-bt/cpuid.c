@@ -350,7 +350,8 @@ static void leaf_extended(struct bt_cpuid *m, const struct bt_model *model)
             if (!model)
                 host(0x80000021, 0, h);
             r = add(m, 0x80000021, 0);
-            r[A] = (h[A] & (B(2) /* LFENCE serialises */)) | B(6) /* null selectors clear the base */ | B(29) /* SRSO_NO */;
+            r[A] = (h[A] & (B(2) /* LFENCE serialises */)) | B(6) /* null selectors clear the base */ |
+                   B(29) /* SRSO_NO */;
             r[C] = B(1) | B(2); /* TSA_SQ_NO, TSA_L1_NO */
         }
     }

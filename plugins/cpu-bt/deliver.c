@@ -146,7 +146,8 @@ static void deliver_long(struct bt_vcpu *c, const struct event *e, struct gate *
     unsigned dpl = sys_desc_dpl(g->d);
     bool inner = !sys_desc_conforming(g->d) && dpl < c->cpl;
     unsigned cpl = inner ? dpl : c->cpl;
-    struct sys_stack k = {.sp = c->gpr[BT_RSP], .mask = ~0ull, .flat64 = true, .error = e->ext, .acc = sys_acc_cpl(cpl)};
+    struct sys_stack k = {
+        .sp = c->gpr[BT_RSP], .mask = ~0ull, .flat64 = true, .error = e->ext, .acc = sys_acc_cpl(cpl)};
 
     if (inner || g->ist) {
         uint32_t off = g->ist ? 0x24 + 8 * (g->ist - 1) : 4 + 8 * dpl;

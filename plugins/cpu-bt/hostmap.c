@@ -17,7 +17,8 @@
 #define COLD 0xffu
 #define N_RECIPES 10u /* codes 6 and more */
 
-static const uint16_t slots[6] = {0, BT_MAP_SLOT, BT_MAP_DIRECT, BT_MAP_DIRECT | BT_MAP_SLOT, BT_MAP_DIRECT | BT_MAP_FN, BT_MAP_FN};
+static const uint16_t slots[6] = {
+    0, BT_MAP_SLOT, BT_MAP_DIRECT, BT_MAP_DIRECT | BT_MAP_SLOT, BT_MAP_DIRECT | BT_MAP_FN, BT_MAP_FN};
 
 /* 16: it has none */
 static unsigned code(unsigned slot)

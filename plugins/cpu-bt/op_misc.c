@@ -107,8 +107,9 @@ static void adjust_ascii(struct bt_vcpu *c, bool subtract)
     if (!c->vm->amd)
         set_bcd_flags(c, ax & 0x0f, f);
     else
-        sys_set_flags(c, BT_ARITH, f | (ax & 0x8000 ? BT_SF : 0) | (ax ? 0 : BT_ZF) | (__builtin_parity(ax & 0xff) ? 0 : BT_PF) |
-                                   overflow(old, by, ax, subtract, 0x8000));
+        sys_set_flags(c, BT_ARITH,
+                      f | (ax & 0x8000 ? BT_SF : 0) | (ax ? 0 : BT_ZF) | (__builtin_parity(ax & 0xff) ? 0 : BT_PF) |
+                          overflow(old, by, ax, subtract, 0x8000));
 }
 
 void bt_op_aaa(struct bt_vcpu *c, const struct bt_op *op)

@@ -172,8 +172,9 @@ void bt_op_verw(struct bt_vcpu *c, const struct bt_op *op) { verify(c, op, true)
 void bt_op_lar(struct bt_vcpu *c, const struct bt_op *op)
 {
     /* System types LAR accepts: legacy, then long mode (SDM volume 2, LAR). */
-    const uint32_t types = bt_long_mode(c) ? 1u << 2 | 1u << 9 | 1u << 11 | 1u << 12
-                                           : 1u << 1 | 1u << 2 | 1u << 3 | 1u << 4 | 1u << 5 | 1u << 9 | 1u << 11 | 1u << 12;
+    const uint32_t types = bt_long_mode(c)
+                               ? 1u << 2 | 1u << 9 | 1u << 11 | 1u << 12
+                               : 1u << 1 | 1u << 2 | 1u << 3 | 1u << 4 | 1u << 5 | 1u << 9 | 1u << 11 | 1u << 12;
     uint64_t d;
     sys_need_protected(c);
     uint32_t sel = (uint32_t)sys_get_rm(c, op, 2);

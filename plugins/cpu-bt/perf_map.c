@@ -39,14 +39,18 @@ void bt_perf_map_flush(struct bt_vcpu *c)
         return;
     if (atomic_fetch_add_explicit(m->written, m->n, memory_order_relaxed) + m->n <= PERF_MAP_MAX) {
         long r = SYS_write; /* what cannot be written is lost: a full disk is no reason to stop a VM */
-        __asm__ volatile("syscall" : "+a"(r) : "D"((long)m->fd), "S"(m->text), "d"((unsigned long)m->n) : "rcx", "r11", "memory");
+        __asm__ volatile("syscall"
+                         : "+a"(r)
+                         : "D"((long)m->fd), "S"(m->text), "d"((unsigned long)m->n)
+                         : "rcx", "r11", "memory");
     } else { /* it stays full */
         atomic_fetch_sub_explicit(m->written, m->n, memory_order_relaxed);
     }
     m->n = 0;
 }
 
-static void line(struct bt_vcpu *c, uint32_t from, uint32_t to, const char *kind, uint64_t rip, const char *mode, const char *what)
+static void line(struct bt_vcpu *c, uint32_t from, uint32_t to, const char *kind, uint64_t rip, const char *mode,
+                 const char *what)
 {
     struct bt_perf_map *m = c->perf_map;
     if (from >= to)

@@ -40,7 +40,8 @@ static int range_fill(struct bt_vm *vm, uint64_t gpa, uint64_t bytes, const stru
 int bt_phys_set_slot(struct bt_vm *vm, const struct hvx_mem_slot *slot, struct hvx_error *err)
 {
     if (((slot->gpa | slot->bytes | (uintptr_t)slot->hva) & 4095) || (slot->gpa + slot->bytes) >> 40)
-        return hvx_fail(err, -EINVAL, "cpu-bt: memory slot %u at %#llx (%#llx bytes) is not page-aligned or lies beyond 1 TiB",
+        return hvx_fail(err, -EINVAL,
+                        "cpu-bt: memory slot %u at %#llx (%#llx bytes) is not page-aligned or lies beyond 1 TiB",
                         slot->id, (unsigned long long)slot->gpa, (unsigned long long)slot->bytes);
     pthread_mutex_lock(&vm->lock);
     unsigned i;

@@ -23,7 +23,10 @@
 #define BT_COPY_AGE 64u /* by now(): some 30 ms */
 
 static inline uint32_t now(void) { return (uint32_t)(bt_host_tsc() >> 20); }
-static inline uint32_t pa_hash(uint64_t pa) { return (uint32_t)((pa * 0x9e3779b97f4a7c15ull) >> (64 - BT_PA_HASH_BITS)); }
+static inline uint32_t pa_hash(uint64_t pa)
+{
+    return (uint32_t)((pa * 0x9e3779b97f4a7c15ull) >> (64 - BT_PA_HASH_BITS));
+}
 
 /* Its copies are found by pa, the latest first. */
 static void list(struct bt_vcpu *c, struct bt_block *b)

@@ -218,7 +218,8 @@ uint64_t bt_inline_c(struct bt_vcpu *c, uint32_t exit)
     struct bt_block *b = find(c, c->mode);
     if (!b)
         return k->stub_leave; /* next time */
-    if (from->dead || from->unlinked || from->rip != at || from->mode != c->mode) /* rip: it may have been moved just now */
+    /* rip: it may have been moved just now */
+    if (from->dead || from->unlinked || from->rip != at || from->mode != c->mode)
         return b->a;
     bt_inline_learn(c, exit, c->rip, b);
     return b->a;
@@ -548,7 +549,8 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
         return 0;
     }
     if ((shadow || c->dbg.step) && (c->irq_wait || c->nmi_held))
-        atomic_fetch_or(&c->pending, (c->irq_wait ? BT_PEND_IRQ : 0) | (c->nmi_held && !c->nmi_masked ? BT_PEND_NMI : 0));
+        atomic_fetch_or(&c->pending,
+                        (c->irq_wait ? BT_PEND_IRQ : 0) | (c->nmi_held && !c->nmi_masked ? BT_PEND_NMI : 0));
     /* MOV SS (shadow 2) holds the trap off, STI does not; INT n takes TF along. */
     step = c->int_done == 2 || (step && !c->int_done);
     if ((step || c->bp_hit) && c->shadow != 2) {

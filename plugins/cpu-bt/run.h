@@ -14,7 +14,8 @@ int bt_vcpu_run(struct bt_vcpu *c, struct hvx_exit *exit);
 /* From the glue. Those that return a host address return stub_leave's to get
  * back to the dispatcher. */
 uint64_t bt_next_c(struct bt_vcpu *c);                 /* go on at c->rip */
-uint64_t bt_inline_c(struct bt_vcpu *c, uint32_t exit); /* an inline cache with another target in c->rip, or not chained */
+/* an inline cache with another target in c->rip, or not chained */
+uint64_t bt_inline_c(struct bt_vcpu *c, uint32_t exit);
 uint64_t bt_exit_c(struct bt_vcpu *c, uint32_t exit);  /* a direct exit that is not chained, or after a kick */
 uint64_t bt_op_next_c(struct bt_vcpu *c, const struct bt_op *op); /* 0: go on in the block */
 uint64_t bt_op_end_c(struct bt_vcpu *c, const struct bt_op *op);

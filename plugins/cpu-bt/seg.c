@@ -185,7 +185,8 @@ void sys_real_seg(struct bt_vcpu *c, unsigned seg, uint32_t sel)
     s->selector = (uint16_t)sel;
     s->base = (uint64_t)(sel & 0xffff) << 4;
     /* Limit, D/B and G stay: "unreal" mode lives on them. */
-    s->attr = (uint16_t)((s->attr & (SYS_DB | SYS_G)) | SYS_P | SYS_S | SYS_WR | SYS_ACCESSED | (seg == BT_CS ? SYS_CODE : 0));
+    s->attr = (uint16_t)((s->attr & (SYS_DB | SYS_G)) | SYS_P | SYS_S | SYS_WR | SYS_ACCESSED |
+                         (seg == BT_CS ? SYS_CODE : 0));
     bt_seg_update(c, seg);
 }
 

@@ -76,7 +76,10 @@ static void on_kick(int sig, siginfo_t *info, void *ucv)
 }
 
 /* Guest vector state is in the registers: no sanitizer's function before the jump. */
-__attribute__((no_sanitize("address", "undefined"))) static void land(struct bt_vcpu *c) { __builtin_longjmp((void **)c->cache->jmpbuf, 1); }
+__attribute__((no_sanitize("address", "undefined"))) static void land(struct bt_vcpu *c)
+{
+    __builtin_longjmp((void **)c->cache->jmpbuf, 1);
+}
 
 /* The stack of returns is full, the instruction has done nothing yet. The upmost entries are those that are needed. */
 static bool returns_overflow(struct bt_vcpu *c, const siginfo_t *info, greg_t *g)

@@ -116,7 +116,8 @@ uint64_t bt_slow_c(struct bt_vcpu *c, uint64_t ea, uint32_t desc)
     c->st.slow_accesses++;
     if (!bt_long_mode(c))
         ea = (uint32_t)ea, page = (uint32_t)page;
-    bool misaligned = (desc & BT_DESC_ALIGNED) && (ea & (size - 1)) && !((desc & BT_DESC_RELAXED) && sse_misaligned_mode());
+    bool misaligned =
+        (desc & BT_DESC_ALIGNED) && (ea & (size - 1)) && !((desc & BT_DESC_RELAXED) && sse_misaligned_mode());
     if (misaligned && !(desc & BT_DESC_MASKED))
         bt_raise_err(c, BT_EX_GP, 0);
     if (desc & BT_DESC_MASKED) {

@@ -144,7 +144,8 @@ int bt_model_state(struct bt_vm *vm, struct hvx_stream *st)
         return hvx_state_error(st);
     model_check(&s, vm->cpuid, st);
     same = s.tsc_hz == vm->tsc_hz && s.m.n == vm->cpuid->n && !memcmp(s.m.leaf, vm->cpuid->leaf, sizeof(s.m.leaf));
-    if (!hvx_state_error(st) && !(same && vm->vcpu[0] && vm->vcpu[0]->st.dispatches)) /* not into the VM that it is from */
+    /* not into the VM that it is from */
+    if (!hvx_state_error(st) && !(same && vm->vcpu[0] && vm->vcpu[0]->st.dispatches))
         model_adopt(vm, &s);
     return hvx_state_error(st);
 }

@@ -21,7 +21,8 @@ static void nothing_that_does_not_work(void **state)
     struct bt_vcpu *c = vm->vcpu[1];
     (void)state;
     /* DTES64 MONITOR DS-CPL VMX SMX EST TM2 PDCM DCA */
-    assert_int_equal(leaf(c, 1, 0, 2) & (BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(15) | BIT(18)), 0);
+    assert_int_equal(
+        leaf(c, 1, 0, 2) & (BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(15) | BIT(18)), 0);
     assert_int_equal(leaf(c, 1, 0, 3) & (BIT(1) | BIT(21) | BIT(22) | BIT(29) | BIT(31)), 0);
     assert_int_equal(leaf(c, 7, 0, 1) & (BIT(2) | BIT(4) | BIT(11) | BIT(14) | BIT(20) | BIT(25)), 0);
     assert_int_equal(leaf(c, 7, 0, 2) & (BIT(3) | BIT(4) | BIT(5) | BIT(7) | BIT(16) | BIT(23) | BIT(24) | BIT(29)), 0);

@@ -27,7 +27,8 @@ _Noreturn void bt_fatal(struct bt_vcpu *c, const char *why)
 void bt_tlb_flush_all(struct bt_vcpu *c) { (void)c, test_flushes++; }
 void bt_seg_update(struct bt_vcpu *c, unsigned seg) { c->seg_base[seg] = c->seg[seg].base, test_seg_updates++; }
 void bt_fp_save(struct bt_vcpu *c) { c->fp_live = 0; }
-void bt_sync_request(struct bt_vm *vm, struct bt_vcpu *self, uint64_t mask, unsigned what, uint64_t pa, uint64_t n, bool wait)
+void bt_sync_request(struct bt_vm *vm, struct bt_vcpu *self, uint64_t mask, unsigned what, uint64_t pa, uint64_t n,
+                     bool wait)
 {
     (void)vm, (void)self, (void)mask, (void)what, (void)pa, (void)n, (void)wait;
 }

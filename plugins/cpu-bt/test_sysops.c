@@ -231,7 +231,8 @@ uint64_t desc(uint32_t base, uint32_t limit, uint32_t attr)
 
 uint64_t gate(uint32_t sel, uint32_t off, unsigned type, unsigned dpl)
 {
-    return (off & 0xffff) | (uint64_t)sel << 16 | (uint64_t)(0x80 | dpl << 5 | type) << 40 | (uint64_t)(off >> 16) << 48;
+    return (off & 0xffff) | (uint64_t)sel << 16 | (uint64_t)(0x80 | dpl << 5 | type) << 40 |
+           (uint64_t)(off >> 16) << 48;
 }
 
 void put(uint64_t addr, unsigned size, uint64_t v) { sys_copy(B.ram + addr, &v, size); }

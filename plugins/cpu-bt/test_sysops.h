@@ -30,9 +30,26 @@
 
 /* Selectors of the table that bench_gdt() writes. */
 enum {
-    S_CODE0 = 0x08, S_DATA0 = 0x10, S_CODE3 = 0x18 | 3, S_DATA3 = 0x20 | 3, S_TSS = 0x28, S_CODE64 = 0x38, S_DATA64 = 0x40,
-    S_CODE64_3 = 0x48 | 3, S_CONFORM = 0x50, S_TSS2 = 0x58, S_RODATA = 0x60, S_XONLY = 0x68, S_ABSENT = 0x70,
-    S_LDT = 0x78, S_GATE = 0x80, S_TASKGATE = 0x90, S_CODE16 = 0x98, S_DATA16 = 0xa0, S_DOWN = 0xa8, S_CODE32C_3 = 0xb0 | 3,
+    S_CODE0 = 0x08,
+    S_DATA0 = 0x10,
+    S_CODE3 = 0x18 | 3,
+    S_DATA3 = 0x20 | 3,
+    S_TSS = 0x28,
+    S_CODE64 = 0x38,
+    S_DATA64 = 0x40,
+    S_CODE64_3 = 0x48 | 3,
+    S_CONFORM = 0x50,
+    S_TSS2 = 0x58,
+    S_RODATA = 0x60,
+    S_XONLY = 0x68,
+    S_ABSENT = 0x70,
+    S_LDT = 0x78,
+    S_GATE = 0x80,
+    S_TASKGATE = 0x90,
+    S_CODE16 = 0x98,
+    S_DATA16 = 0xa0,
+    S_DOWN = 0xa8,
+    S_CODE32C_3 = 0xb0 | 3,
     S_END = 0xb8,
 };
 
@@ -44,7 +61,8 @@ struct bench {
     int vector; /* last exception, -1 none; -2 restart */
     uint32_t error;
     bool has_error;
-    unsigned flush_all, flush_nonglobal, switches, switches_kept, pcid, flush_pcid, invlpg_pcid, flush_pcids, invlpg, ports;
+    unsigned flush_all, flush_nonglobal, switches, switches_kept, pcid, flush_pcid, invlpg_pcid, flush_pcids, invlpg,
+        ports;
     uint16_t port;
     uint32_t port_value, port_size;
     uint64_t pf_page; /* one page that faults, ~0 none */
@@ -92,7 +110,10 @@ void put(uint64_t addr, unsigned size, uint64_t v);
 uint64_t get(uint64_t addr, unsigned size);
 void idt32(unsigned vector, uint64_t g);
 void idt64(unsigned vector, uint32_t sel, uint64_t off, unsigned type, unsigned dpl, unsigned ist);
-static inline uint64_t stack(unsigned i, unsigned size) { return get(B.c.seg[BT_SS].base + B.c.gpr[BT_RSP] + i * size, size); }
+static inline uint64_t stack(unsigned i, unsigned size)
+{
+    return get(B.c.seg[BT_SS].base + B.c.gpr[BT_RSP] + i * size, size);
+}
 
 int test_transfers(void);
 int test_machine(void);

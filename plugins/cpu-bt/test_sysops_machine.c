@@ -484,14 +484,22 @@ static void invalidations(void **s)
 int test_machine(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_way_into_long_mode), cmocka_unit_test(cr3_and_pcid),
-        cmocka_unit_test(cr4_flushes),            cmocka_unit_test(machine_status_word),
-        cmocka_unit_test(debug_registers), cmocka_unit_test(hardware_breakpoints),        cmocka_unit_test(syscall_and_sysret),
-        cmocka_unit_test(sysenter_and_sysexit),   cmocka_unit_test(bases_and_swapgs),
-        cmocka_unit_test(fast_calls_of_amd),      cmocka_unit_test(hypercalls),
+        cmocka_unit_test(the_way_into_long_mode),
+        cmocka_unit_test(cr3_and_pcid),
+        cmocka_unit_test(cr4_flushes),
+        cmocka_unit_test(machine_status_word),
+        cmocka_unit_test(debug_registers),
+        cmocka_unit_test(hardware_breakpoints),
+        cmocka_unit_test(syscall_and_sysret),
+        cmocka_unit_test(sysenter_and_sysexit),
+        cmocka_unit_test(bases_and_swapgs),
+        cmocka_unit_test(fast_calls_of_amd),
+        cmocka_unit_test(hypercalls),
         cmocka_unit_test(sysret_and_tf),
-        cmocka_unit_test(flags_obey_privilege),   cmocka_unit_test(ports_and_their_bitmap),
-        cmocka_unit_test(string_io),              cmocka_unit_test(extended_control),
+        cmocka_unit_test(flags_obey_privilege),
+        cmocka_unit_test(ports_and_their_bitmap),
+        cmocka_unit_test(string_io),
+        cmocka_unit_test(extended_control),
         cmocka_unit_test(invalidations),
     };
     return cmocka_run_group_tests_name("machine state", tests, NULL, NULL);

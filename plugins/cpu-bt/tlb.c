@@ -276,7 +276,8 @@ void bt_tlb_invlpg(struct bt_vcpu *c, uint64_t lin)
         if (x && !kcode_holds(c, x, &local))
             kcode_forget(c);
     }
-    if (m->global_ucode) /* a global page goes in all spaces; what is kept of the others' TLBs has none, their code may */
+    /* a global page goes in all spaces; what is kept of the others' TLBs has none, their code may */
+    if (m->global_ucode)
         mmu_spaces_drop_others(c);
     bt_kd_invlpg(c, lin);
 }

@@ -227,7 +227,8 @@ bool gen_direct_at(struct trans *t, unsigned base, int delta);
 void gen_direct_site(struct trans *t);
 /* gen_group.c */
 void group_plan(struct trans *t);
-bool gen_group(struct trans *t, uint8_t number, const ZydisDecodedOperand *o, int stack_delta); /* false: none; sets t->m */
+/* false: none; sets t->m */
+bool gen_group(struct trans *t, uint8_t number, const ZydisDecodedOperand *o, int stack_delta);
 void group_before(struct trans *t, unsigned i); /* look-ups made early, before instruction i */
 bool group_live(const struct trans *t); /* does a later access rely on an earlier look-up? */
 void gen_sp_add(struct trans *t, int delta);
@@ -265,8 +266,8 @@ bool insn_calls_thunk(const struct trans *t, const struct insn *x); /* a CALL wh
 void gen_exit(struct trans *t, uint64_t target); /* direct */
 uint32_t trans_exit_plain(struct trans *t); /* to the current instruction, in the plain twin; the caller emits it */
 void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target, const struct insn *counted); /* or NULL */
-/* r14 = target, not by an inline cache if it is known to be many. For a CALL, next is where it returns to, else 0; where it
- * goes on, the block's code follows. */
+/* r14 = target, not by an inline cache if it is known to be many. For a CALL, next is where it returns to, else 0;
+ * where it goes on, the block's code follows. */
 void gen_exit_indirect(struct trans *t, uint64_t next, bool goes_on, bool many);
 void gen_exit_call(struct trans *t, uint64_t target, uint64_t next, bool goes_on);
 void gen_exit_ret(struct trans *t); /* r14 = target */

@@ -94,7 +94,8 @@ static void entered(struct bt_vcpu *c, uint32_t i)
     }
     do {
         struct bt_walk w;
-        if (mmu_walk(c, u->page[j].vpage << 12, BT_ACC_FETCH | BT_ACC_USER, &w, false) != BT_WALKED || w.pa != u->page[j].pa) {
+        if (mmu_walk(c, u->page[j].vpage << 12, BT_ACC_FETCH | BT_ACC_USER, &w, false) != BT_WALKED ||
+            w.pa != u->page[j].pa) {
             dissolve(c, i, u->page[i].fails++ == BT_UCODE_FAILS);
             return;
         }

@@ -195,7 +195,8 @@ static int walk32(struct bt_vcpu *c, uint64_t lin, unsigned acc, struct bt_walk 
         }
     }
     uint32_t last = large ? pde : pte;
-    w->pa = large ? ((uint64_t)(pde & 0xffc00000u) | (uint64_t)(pde >> 13 & 0xff) << 32 | (lin & 0x3ff000)) : pte & 0xfffff000u;
+    w->pa = large ? ((uint64_t)(pde & 0xffc00000u) | (uint64_t)(pde >> 13 & 0xff) << 32 | (lin & 0x3ff000))
+                  : pte & 0xfffff000u;
     w->writable = wr || (!(acc & BT_ACC_USER) && !(c->cr0 & BT_CR0_WP));
     w->user = us;
     w->exec = true;
