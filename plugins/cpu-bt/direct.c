@@ -100,6 +100,13 @@ static void bar(struct direct_space *s)
 
 static bool barred(const struct direct_space *s) { return s->barred && bt_host_tsc() < s->barred; }
 
+/* Of a helper that has ended: did it not get its last orders? */
+static bool unread(const struct direct_proc *p)
+{
+    struct pollfd f = {.fd = p->cmd_fd, .events = POLLIN};
+    return sys4(SYS_poll, (long)&f, 1, 0, 0) == 1;
+}
+
 void bt_direct_lost(struct bt_vcpu *c, struct direct_proc *p, bool meddled)
 {
     if (meddled)
@@ -597,6 +604,8 @@ bool bt_direct_run(struct bt_vcpu *c)
         uint64_t t = bt_host_tsc();
         c->st.direct_entries++;
         if (!bt_direct_wait(c, p, true)) {
+            if (unread(p)) /* it has not run */
+                return true;
             /* Its registers are gone with it, and what it did since they were last seen cannot be done again. */
             c->st.direct_killed++;
             end_program(c);

@@ -60,10 +60,13 @@
  *   - whoever jumps into the stub may be interrupted there, with the cookie in
  *     the frame: so an exit whose RIP lies in the zone ends that helper;
  *   - a program can tell of an exit that did not happen, once: then the stub
- *     waits, as after any. What it tells besides - a signal may come late, with
- *     nothing to hold it off - has the value of last time, or finds the frame
- *     as the vCPU left it: that ends the helper too. So the vCPU never goes on
- *     while the program runs.
+ *     waits, as after any. What tells of an exit is a token that comes with the
+ *     orders and changes each time: whatever is told before the next orders are
+ *     read, in two exits at once or by a signal that comes late, has the old
+ *     one; and a program that puts the next one there itself is wrong about the
+ *     exit that it is in. A signal that finds the stub at work has none at all.
+ *     Each ends the helper. So the vCPU never goes on while the program runs, nor
+ *     takes orders for done that are not.
  *   What the vCPU reads from the zone is taken for what a program could have
  *   put into its registers, and is checked as such.
  *
@@ -104,7 +107,7 @@ struct direct_op { /* one system call */
 #define I386_SET_THREAD_AREA 243u /* of <asm/unistd_32.h>, which cannot be had with the other one */
 /* Written by the vCPU; the helper can only read it. Offsets are known to direct_stub.S. */
 struct direct_orders {
-    uint64_t one;     /* what the stub writes to tell of an exit; changes each time */
+    uint64_t one;     /* what the stub is to tell of the next exit with; changes each time */
     uint64_t n_ops;
     uint64_t resume;  /* 0: tell when done, and wait again */
     uint64_t frame;   /* RSP for rt_sigreturn */
@@ -123,7 +126,8 @@ struct direct_report {
     uint64_t failed_op;
     uint64_t in, out; /* the counter before the program ran, and after; for the policy alone */
     uint64_t segs;
-    uint64_t pad[502];
+    uint64_t token; /* the `one` of the orders that have been read: what is told */
+    uint64_t pad[501];
 };
 struct direct_zone {
     uint8_t code[4096];

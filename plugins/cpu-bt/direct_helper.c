@@ -107,12 +107,12 @@ static void make_filter(struct program *p, uint64_t base, uint64_t cookie)
     put(p, BPF_RET | BPF_K, SECCOMP_RET_ALLOW, 0, 0);
     p->f[over].jf = (uint8_t)(p->n - over - 1);
 
-    /* write(EXIT, one's place, 8) */
+    /* write(EXIT, the token's place, 8) */
     load(p, offsetof(struct seccomp_data, nr));
     over = p->n;
     put(p, BPF_JMP | BPF_JEQ | BPF_K, SYS_write, 0, 0);
     arg_must_be(p, 0, DIRECT_EXIT_FD);
-    must_be(p, ARG(1), (uint32_t)(base + offsetof(struct direct_zone, orders.one)));
+    must_be(p, ARG(1), (uint32_t)(base + offsetof(struct direct_zone, report.token)));
     must_be(p, ARG(1) + 4, (uint32_t)(base >> 32));
     must_be(p, ARG(2), 8);
     put(p, BPF_RET | BPF_K, SECCOMP_RET_ALLOW, 0, 0);

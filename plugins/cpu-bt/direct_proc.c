@@ -53,7 +53,7 @@ static int zone_fill(struct direct_proc *p)
         p->cookie = 1;
     memset(p->zone, 0, sizeof(*p->zone));
     memcpy(p->zone->code, direct_stub, (size_t)(direct_stub_end - direct_stub));
-    o->one = o->clock = 1;
+    o->clock = o->one = p->zone->report.token = 1;
     init_op(o, p->cookie, SYS_munmap, 0, p->base);
     init_op(o, p->cookie, SYS_munmap, end, TASK_END - end);
     p->one = 0;

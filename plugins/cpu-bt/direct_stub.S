@@ -26,6 +26,9 @@
 #define R_IN (REPORT + 56)
 #define R_OUT (REPORT + 64)
 #define R_SEGS (REPORT + 72)
+#define R_TOKEN (REPORT + 80)
+#define RIP_IN_FRAME 176
+#define BAD_TOKEN 3
 #define AT(x) (direct_stub + (x))(%rip)
 
     .section .rodata
@@ -35,6 +38,11 @@
 direct_stub:
 /* The handler of every signal: rdi = signal, rsp = frame. All signals are blocked. */
 direct_stub_handler:
+    mov RIP_IN_FRAME(%rsp), %rax
+    lea direct_stub(%rip), %rcx
+    sub %rcx, %rax
+    cmp $(direct_stub_init - direct_stub), %rax
+    jb meddled
     movw %ds, AT(R_SEGS)
     movw %es, AT(R_SEGS + 2)
     movw %fs, AT(R_SEGS + 4)
@@ -51,10 +59,14 @@ direct_stub_handler:
     shl $32, %rdx
     or %rdx, %rax
     mov %rax, AT(R_OUT)
-notify:
-    mov $__NR_write, %eax
+notify: /* the eventfd would not take any token, and the vCPU wait */
+    mov AT(R_TOKEN), %rax
+    cmp AT(ONE), %rax
+    je 1f
+    movq $BAD_TOKEN, AT(R_TOKEN)
+1:  mov $__NR_write, %eax
     mov $4, %edi
-    lea AT(ONE), %rsi
+    lea AT(R_TOKEN), %rsi
     mov $8, %edx
     syscall
 wait:
@@ -67,6 +79,8 @@ wait:
     jne wait
     mov AT(R_COOKIE), %rbx
     movq $0, AT(R_COOKIE)
+    mov AT(ONE), %rax /* from now on; who tells of something before tells what was valid then */
+    mov %rax, AT(R_TOKEN)
     /* the cookie's halves, as the upper halves of the 4th and 5th argument */
     mov %rbx, %rbp
     shl $32, %rbp
@@ -152,6 +166,9 @@ resume:
     mov $__NR_rt_sigreturn, %eax
     syscall
     hlt
+meddled: /* somebody has jumped in here: no exit has this token */
+    movq $BAD_TOKEN, AT(R_TOKEN)
+    jmp notify
 /* Once, with no filter yet: the orders are carried out as they are - they take away everything but the zone, and load
  * the filter - and the first signal makes the first frame. Then this is overwritten: nobody shall have a use for it. */
 direct_stub_init:
