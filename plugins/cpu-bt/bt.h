@@ -216,6 +216,7 @@ struct bt_vcpu {
     uint8_t kd_started; /* this thread's GS base is the window's */
     uint32_t kd_again;  /* how often the same access has faulted in a row */
     uint64_t kd_last;
+    uint8_t leave_after; /* one instruction of a page that must not run natively: then bt_direct_run() once more */
     uint8_t trap_after; /* the instruction that runs began under TF: its trap comes though it clear TF (IRET, POPF) */
     uint8_t irq_wait;   /* an interrupt waits for IF: whoever sets IF sets BT_PEND_IRQ */
     uint64_t pdpte[4];  /* PAE paging without long mode */

@@ -532,7 +532,7 @@ bool bt_direct_run(struct bt_vcpu *c)
     }
     if (d->soft_page) {
         if (d->current && d->current->direct && (c->rip & ~0xfffull) == d->soft_page) {
-            c->force_single = 1;
+            c->force_single = c->leave_after = 1;
             return false;
         }
         d->soft_page = 0;

@@ -99,7 +99,7 @@ _Noreturn void bt_fatal(struct bt_vcpu *c, const char *why)
 static bool must_leave(struct bt_vcpu *c)
 {
     return atomic_load_explicit(&c->pending, memory_order_relaxed) || c->shadow || c->halted || c->force_single ||
-           c->force_careful || (c->mode & BT_MODE_TF) || c->trap_after;
+           c->force_careful || (c->mode & BT_MODE_TF) || c->trap_after || c->leave_after;
 }
 
 /* A jump cache serves one mode at a time, and so does a stack of returns. */
@@ -468,6 +468,7 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
 {
     struct bt_cache *k = c->cache;
     bt_relink(c);
+    c->leave_after = 0;
     if (c->ferr)
         x87_error(c);
     if (c->exc.valid) {

@@ -272,6 +272,7 @@ void fast_system_calls_of_code32(void **state)
     was_native();
     expect_syscall();
     assert_int_equal(m.a->rip, DATA + 3); /* RCX: it tells where it stood */
+    assert_int_equal(m.c->leave_after, 0);
     assert_int_equal(RAX, 9);
     assert_int_equal(m.a->gpr[5], 0x5555);
     m.a->cs = 0x23, m.a->ss = 0x2b;

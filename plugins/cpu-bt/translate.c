@@ -168,11 +168,15 @@ static struct cold *inline_cache(struct trans *t, bool call)
 void gen_exit_indirect(struct trans *t, uint64_t next, bool goes_on, bool many)
 {
     struct bt_emit *e = &t->e;
-    bool call = next && predicts_returns(t);
+    bool call = next != 0;
     struct cold *x = NULL;
     uint8_t *over = NULL;
     gen_flags_lazy(t);
-    if (t->code64 && predicts_returns(t) && !many) {
+    if (!predicts_returns(t)) { /* bt_next_c() says whether it is one instruction again */
+        e_jmp(e, t->k->stub_jc_miss[t->cpl3]);
+        return;
+    }
+    if (t->code64 && !many) {
         x = inline_cache(t, call);
         if (call) {
             e8(e, 0xeb); /* to the landing */
