@@ -527,7 +527,7 @@ bool bt_direct_run(struct bt_vcpu *c)
     struct bt_direct *d = c->direct;
     if (d->once) {
         d->once = false;
-        c->force_single = 1;
+        c->force_single = c->leave_after = 1;
         return false;
     }
     if (d->soft_page) {
