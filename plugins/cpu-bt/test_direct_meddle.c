@@ -332,7 +332,7 @@ PROGRAM(p_forge, "rep stosq\n mov %r14, %rdi\n mov %r15, %rcx\n rep stosq\n mov 
 void forged_exits(void **state)
 {
     static const uint64_t pattern[] = {0, ~0ull, 0x0010001000100008, 0x8000000000000000, SIGSEGV, SIGTRAP};
-    const uint8_t *call = memmem(direct_stub, 4096, "\x0f\x05", 2);
+    const uint8_t *call = memmem(direct_stub, (size_t)(direct_stub_end - direct_stub), "\x0f\x05", 2);
     pthread_t t;
     (void)state;
     begin(__func__);
@@ -384,8 +384,8 @@ static void *kick_later(void *arg)
 static void false_exits(bool late_signal)
 {
     static const uint8_t f_syscall[] = {0x0f, 0x05};
-    const uint8_t *call = memmem(direct_stub, 4096, "\x0f\x05", 2);
-    const uint8_t *orders = memmem(direct_stub, 4096, "\x49\x8b\x45\x00", 4); /* mov (%r13), %rax */
+    const uint8_t *call = memmem(direct_stub, (size_t)(direct_stub_end - direct_stub), "\x0f\x05", 2);
+    const uint8_t *orders = memmem(direct_stub, (size_t)(direct_stub_end - direct_stub), "\x49\x8b\x45\x00", 4); /* mov (%r13), %rax */
     assert_true(call && orders);
     put_accesses();
     put_bytes(CODE + 14, f_syscall, 2);
@@ -460,7 +460,7 @@ void several_exits_at_once(void **state)
 void the_next_program_on_a_helper_loses_nothing(void **state)
 {
     static const uint8_t f_syscall[] = {0x0f, 0x05};
-    const uint8_t *call = memmem(direct_stub, 4096, "\x0f\x05", 2);
+    const uint8_t *call = memmem(direct_stub, (size_t)(direct_stub_end - direct_stub), "\x0f\x05", 2);
     (void)state;
     begin(__func__);
     for (unsigned late_signal = 0; late_signal < 2; late_signal++) {
@@ -526,7 +526,7 @@ static void *look_and_kick(void *arg)
 }
 void with_the_cookie_the_stub_would_be_of_use(void **state)
 {
-    const uint8_t *call = memmem(direct_stub, 4096, "\x49\x09\xe8\x0f\x05", 5); /* or %rbp, %r8; syscall */
+    const uint8_t *call = memmem(direct_stub, (size_t)(direct_stub_end - direct_stub), "\x49\x09\xe8\x0f\x05", 5); /* or %rbp, %r8; syscall */
     pthread_t t;
     (void)state;
     begin(__func__);
