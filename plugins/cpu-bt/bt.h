@@ -294,6 +294,7 @@ struct bt_vcpu {
         uint64_t direct_entries, direct_cycles, direct_syscalls, direct_faults, direct_kicks, direct_soft, direct_left,
             direct_maps, direct_pages, direct_unmaps, direct_compares, direct_uncoded, direct_failures, direct_lost,
             direct_killed, direct_meddled, direct_remade, direct_copies;
+        uint64_t warm_loaded, warm_kept, warm_lost, warm_differs, warm_cycles;
         uint64_t kd_maps, kd_faults, kd_soft, kd_unmaps, kd_checks;
         uint64_t kicks, unchains, halts, jc_miss, inline_miss, inline_learnt, inline_opened, code_bytes, syscalls,
             cr3_loads, insns_translated, translate_cycles, sync_requests;
@@ -342,6 +343,9 @@ struct bt_vm {
     uint32_t mxcsr_mask;        /* bits that the host's MXCSR has; bit 17, MM, is AMD's */
     bool direct_kernel, direct_user; /* option direct; user: programs may run natively */
     struct kdirect *kd;         /* NULL: off */
+    const char *warm_path;      /* option translation-cache */
+    bool warm_verify;
+    struct bt_warm *warm;       /* NULL: no translation-cache (warm.h) */
     bool hypercalls;            /* VMCALL and VMMCALL are not #UD */
     bool direct_eager;          /* at once and always: for tests */
     bool direct_rdpid;          /* and RDPID must not */

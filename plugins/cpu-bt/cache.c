@@ -212,12 +212,11 @@ void bt_chain(struct bt_vcpu *c, uint32_t i, struct bt_block *to)
 }
 
 /* An inline cache's code, made by translate.c: at the site, the rel32 field, it jumps to the target's block. */
-#define INLINE_COMPARE 20 /* before it: MOV R15, target; CMP R14, R15; JNE */
 static bool is_call(const struct bt_exit *x) { return ((const uint8_t *)(uintptr_t)x->site)[-1] == 0xe8; }
 
 void bt_inline_forget(struct bt_exit *x)
 {
-    uint8_t *p = (uint8_t *)(uintptr_t)x->site - INLINE_COMPARE;
+    uint8_t *p = (uint8_t *)(uintptr_t)x->site - BT_INLINE_COMPARE;
     p[0] = 0xe9; /* to where the JNE goes */
     e_patch32(p + 1, is_call(x) ? x->stub - BT_INLINE_CALL_STUB : x->stub);
     x->heat = BT_INLINE_TRIES;
@@ -225,13 +224,13 @@ void bt_inline_forget(struct bt_exit *x)
 
 static bool inline_knows(const struct bt_exit *x, uint64_t rip)
 {
-    return ((const uint8_t *)(uintptr_t)x->site)[-INLINE_COMPARE] == 0x49 && x->target == rip;
+    return ((const uint8_t *)(uintptr_t)x->site)[-BT_INLINE_COMPARE] == 0x49 && x->target == rip;
 }
 
 void bt_inline_learn(struct bt_vcpu *c, uint32_t exit, uint64_t rip, struct bt_block *to)
 {
     struct bt_exit *x = &c->cache->exits[exit];
-    uint8_t *p = (uint8_t *)(uintptr_t)x->site - INLINE_COMPARE;
+    uint8_t *p = (uint8_t *)(uintptr_t)x->site - BT_INLINE_COMPARE;
     if (inline_knows(x, rip)) { /* unchained since */
         bt_chain(c, exit, to);
         if (x->to)
@@ -240,7 +239,7 @@ void bt_inline_learn(struct bt_vcpu *c, uint32_t exit, uint64_t rip, struct bt_b
     bt_unchain(c, exit);
     if (!x->heat) { /* to the look-up behind the jump, or behind the call and its jump to the landing */
         p[0] = 0xeb;
-        p[1] = INLINE_COMPARE - 2 + 4 + (is_call(x) ? 2 : 0);
+        p[1] = BT_INLINE_COMPARE - 2 + 4 + (is_call(x) ? 2 : 0);
         c->st.inline_opened++;
         return;
     }

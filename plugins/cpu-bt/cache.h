@@ -228,6 +228,7 @@ bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_b
 void bt_exit_open(struct bt_cache *k, struct bt_exit *x); /* an indirect exit as it was made */
 /* a call's stub is behind the push of its return address, for who does not come by the call */
 #define BT_INLINE_CALL_STUB 5u
+#define BT_INLINE_COMPARE 20 /* before its site: MOV R15, target; CMP R14, R15; JNE */
 void bt_inline_forget(struct bt_exit *x); /* as it was made */
 /* Take it for the target, and chain to it; or give up. */
 void bt_inline_learn(struct bt_vcpu *c, uint32_t exit, uint64_t rip, struct bt_block *to);

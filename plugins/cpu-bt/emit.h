@@ -15,8 +15,11 @@
 
 enum { H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11, H_R12, H_R13, H_R14, H_R15 };
 
-/* A field of a block that depends on where the block is, for the guest or the host: relocate.c. */
-enum bt_reloc_kind { BT_RELOC_REL32, BT_RELOC_ABS32, BT_RELOC_RIP, BT_RELOC_EXIT, BT_RELOC_OP };
+/* A field of a block that depends on where the block is, for the guest or the host: relocate.c. STATE, an address in
+ * the vCPU's region, and RIP32, a sign-extended constant that moves with the guest's RIP, matter to warm.h only. */
+enum bt_reloc_kind {
+    BT_RELOC_REL32, BT_RELOC_ABS32, BT_RELOC_RIP, BT_RELOC_EXIT, BT_RELOC_OP, BT_RELOC_STATE, BT_RELOC_RIP32
+};
 struct bt_reloc {
     uint32_t at; /* host address while the block is made, then from the start of its hot or cold code */
     uint8_t kind, cold;
@@ -25,6 +28,8 @@ struct bt_reloc {
 struct bt_relocs {
     uint32_t n;
     bool fixed; /* something in it cannot be moved */
+    bool full;  /* and not all fields are listed */
+    bool upper; /* the guest's RIP is in the last 2 GiB: constants are RIP32 */
     struct bt_reloc r[BT_MAX_RELOCS];
 };
 
@@ -40,7 +45,7 @@ static inline void e_reloc(struct bt_emit *e, unsigned kind)
     if (!r)
         return;
     if (r->n == BT_MAX_RELOCS) {
-        r->fixed = true;
+        r->fixed = r->full = true;
         return;
     }
     r->r[r->n++] = (struct bt_reloc){(uint32_t)(uintptr_t)e->p, (uint8_t)kind, 0};
@@ -50,6 +55,23 @@ static inline void e8(struct bt_emit *e, unsigned v) { *e->p++ = (uint8_t)v; }
 static inline void e16(struct bt_emit *e, unsigned v) { memcpy(e->p, &(uint16_t){(uint16_t)v}, 2); e->p += 2; }
 static inline void e32(struct bt_emit *e, uint32_t v) { memcpy(e->p, &v, 4); e->p += 4; }
 static inline void e64(struct bt_emit *e, uint64_t v) { memcpy(e->p, &v, 8); e->p += 8; }
+/* The address of state or of a stub, as a field of its own. */
+static inline void e32_at(struct bt_emit *e, uint32_t abs) { e_reloc(e, BT_RELOC_STATE); e32(e, abs); }
+/* The last n bytes, 8 or 4, are a constant that moves with the guest's RIP. What would have another length elsewhere
+ * cannot. */
+static inline void e_rip_field(struct bt_emit *e, uint64_t v, unsigned n)
+{
+    struct bt_relocs *r = e->relocs;
+    if (!r || r->fixed)
+        return;
+    if (r->upper ? n != 4 || (int64_t)v >= 0 || (int64_t)v != (int32_t)v : n != 8) {
+        r->fixed = true;
+        return;
+    }
+    e->p -= n;
+    e_reloc(e, n == 8 ? BT_RELOC_RIP : BT_RELOC_RIP32);
+    e->p += n;
+}
 static inline uint32_t e_here(const struct bt_emit *e) { return (uint32_t)(uintptr_t)e->p; }
 static inline uint32_t e_abs(const void *p) { return (uint32_t)(uintptr_t)p; }
 
@@ -65,7 +87,21 @@ static inline void e_mod_abs(struct bt_emit *e, unsigned reg, uint32_t abs)
 {
     e8(e, (reg & 7) << 3 | 4);
     e8(e, 0x25);
-    e32(e, abs);
+    e32_at(e, abs);
+}
+/* [address of state + base], [address of state + index << scale] */
+static inline void e_mod_base_at(struct bt_emit *e, unsigned reg, unsigned base, uint32_t abs)
+{
+    e8(e, 0x80 | (reg & 7) << 3 | (base & 7));
+    if ((base & 7) == 4)
+        e8(e, 0x24);
+    e32_at(e, abs);
+}
+static inline void e_mod_index_at(struct bt_emit *e, unsigned reg, unsigned index, unsigned scale, uint32_t abs)
+{
+    e8(e, (reg & 7) << 3 | 4);
+    e8(e, scale << 6 | (index & 7) << 3 | 5);
+    e32_at(e, abs);
 }
 static inline void e_mod_base(struct bt_emit *e, unsigned reg, unsigned base, int32_t disp)
 {
@@ -123,6 +159,19 @@ static inline void e_r_base(struct bt_emit *e, unsigned w, unsigned op, unsigned
     e8(e, op);
     e_mod_base(e, reg, base, disp);
 }
+static inline void e_r_base_at(struct bt_emit *e, unsigned w, unsigned op, unsigned reg, unsigned base, uint32_t abs)
+{
+    e_rex(e, w, reg, 0, base, false);
+    e8(e, op);
+    e_mod_base_at(e, reg, base, abs);
+}
+static inline void e_r_index_at(struct bt_emit *e, unsigned w, unsigned op, unsigned reg, unsigned index, unsigned scale,
+                                uint32_t abs)
+{
+    e_rex(e, w, reg, index, 0, false);
+    e8(e, op);
+    e_mod_index_at(e, reg, index, scale, abs);
+}
 static inline void e_r_sib(struct bt_emit *e, unsigned w, unsigned op, unsigned reg, int base, int index, unsigned scale,
                            int32_t disp)
 {
@@ -172,16 +221,8 @@ static inline void e_mov_imm(struct bt_emit *e, unsigned d, uint64_t v)
 /* A constant that moves with the guest's RIP. */
 static inline void e_mov_rip(struct bt_emit *e, unsigned d, uint64_t v)
 {
-    if (e->relocs && (int64_t)v == (int32_t)v)
-        e->relocs->fixed = true; /* another length elsewhere */
-    if (e->relocs && v <= 0xffffffffu)
-        e->relocs->fixed = true;
     e_mov_imm(e, d, v);
-    if (e->relocs && !e->relocs->fixed) {
-        e->p -= 8;
-        e_reloc(e, BT_RELOC_RIP);
-        e->p += 8;
-    }
+    e_rip_field(e, v, v <= 0xffffffffu || (int64_t)v == (int32_t)v ? 4 : 8);
 }
 /* 64-bit store of a constant to state; clobbers r15 when it does not fit */
 static inline void e_store_imm(struct bt_emit *e, const void *abs, uint64_t v)

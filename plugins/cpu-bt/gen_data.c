@@ -64,9 +64,11 @@ void gen_store_rip_mem(struct trans *t, uint64_t v, unsigned size)
         gen_store_mem(t, h, 8);
         return;
     }
-    if (t->e.relocs)
-        t->e.relocs->fixed = true;
     gen_store_imm_mem(t, v, size);
+    if (size == 8)
+        e_rip_field(&t->e, v, 4);
+    else if (t->e.relocs)
+        t->e.relocs->fixed = true;
 }
 void gen_store_imm_mem(struct trans *t, uint64_t v, unsigned size)
 {

@@ -76,15 +76,18 @@ bool gen_direct(struct trans *t, const ZydisDecodedOperand *o)
         if (percpu) {
             e_load(e, H_R15, &t->c->gs_window);
             if ((int64_t)a == (int32_t)a) {
+                if (e->relocs) /* the field's length depends on it */
+                    e->relocs->fixed = true;
                 direct(t, H_R15, -1, 0, (int32_t)a, false);
             } else {
-                e_mov_imm(e, H_R14, a);
+                e_mov_rip(e, H_R14, a);
                 direct(t, H_R15, H_R14, 0, 0, false);
             }
         } else if ((int64_t)a == (int32_t)a) {
             direct(t, -1, -1, 0, (int32_t)a, true);
+            t->m.by_rip = true;
         } else {
-            e_mov_imm(e, H_R14, a);
+            e_mov_rip(e, H_R14, a);
             direct(t, H_R14, -1, 0, 0, true);
         }
         return true;

@@ -194,7 +194,7 @@ void flags_fn_slot(struct bt_emit *e, struct bt_vcpu *c)
 {
     e8(e, 0xc7); /* mov dword [flags_fn], stub_flags_slot */
     e_mod_abs(e, 0, e_abs(&c->flags_fn));
-    e32(e, c->cache->stub_flags_slot);
+    e32_at(e, c->cache->stub_flags_slot);
 }
 
 /* The flags_fn of captured operands: c->flags_of[] hold what flags_again() takes from registers. */
@@ -360,7 +360,7 @@ static void capture(struct trans *t)
     }
     e8(e, 0xc7); /* mov dword [flags_fn], routine */
     e_mod_abs(e, 0, e_abs(&c->flags_fn));
-    e32(e, t->k->stub_flags[kind][a->size == 8 ? 3 : a->size == 4 ? 2 : a->size == 2 ? 1 : 0]);
+    e32_at(e, t->k->stub_flags[kind][a->size == 8 ? 3 : a->size == 4 ? 2 : a->size == 2 ? 1 : 0]);
 }
 
 void gen_flags_lazy(struct trans *t)

@@ -254,7 +254,7 @@ static void look_up(struct trans *t, struct group *g, unsigned number)
     } else {
         tag = e_abs(c->tlb[s]) + (g->wr ? (uint32_t)offsetof(struct bt_tlb_entry, tag_w) : (uint32_t)offsetof(struct bt_tlb_entry, tag_r));
         gen_tlb_index(t);
-        e_r_base(e, 1, 0x33, H_R14, H_R15, (int32_t)tag);
+        e_r_base_at(e, 1, 0x33, H_R14, H_R15, tag);
     }
     e_alu_ri(e, 1, 7, H_R14, (int32_t)(4096 - span));
     struct cold *x = trans_cold(t, COLD_GUARD, e_jcc(e, CC_A, 0));
@@ -267,12 +267,12 @@ static void look_up(struct trans *t, struct group *g, unsigned number)
         e_load(e, H_R15, &c->stk_host[s]);
         e_r_abs(e, 1, 0x2b, H_R15, tag); /* sub */
     } else {
-        int32_t host = (int32_t)(e_abs(c->tlb[s]) + offsetof(struct bt_tlb_entry, host));
+        uint32_t host = e_abs(c->tlb[s]) + (uint32_t)offsetof(struct bt_tlb_entry, host);
         if (g->base == BT_BASE_RIP) { /* here it is the host address itself */
-            e_r_base(e, 1, 0x03, H_R14, H_R15, host);
+            e_r_base_at(e, 1, 0x03, H_R14, H_R15, host);
         } else {
-            e_r_base(e, 1, 0x8b, H_R14, H_R15, host);
-            e_r_base(e, 1, 0x2b, H_R14, H_R15, (int32_t)tag);
+            e_r_base_at(e, 1, 0x8b, H_R14, H_R15, host);
+            e_r_base_at(e, 1, 0x2b, H_R14, H_R15, tag);
         }
         if (g->seg != BT_NSEG)
             e_r_abs(e, 1, 0x03, H_R14, e_abs(&c->seg_base[g->seg]));

@@ -146,10 +146,10 @@ static void lookup(struct trans *t, unsigned size, bool rd, bool wr, bool stack)
         uint32_t tlb = e_abs(c->tlb[s]);
         uint32_t tag = tlb + (wr ? (uint32_t)offsetof(struct bt_tlb_entry, tag_w) : (uint32_t)offsetof(struct bt_tlb_entry, tag_r));
         gen_tlb_index(t);
-        e_r_base(e, 1, 0x33, H_R14, H_R15, (int32_t)tag);
+        e_r_base_at(e, 1, 0x33, H_R14, H_R15, tag);
         e_alu_ri(e, 1, 7, H_R14, (int32_t)(4096 - size));
         x = trans_cold(t, COLD_SLOW, e_jcc(e, CC_A, 0));
-        e_r_base(e, 1, 0x03, H_R14, H_R15, (int32_t)(tlb + offsetof(struct bt_tlb_entry, host)));
+        e_r_base_at(e, 1, 0x03, H_R14, H_R15, tlb + (uint32_t)offsetof(struct bt_tlb_entry, host));
         x->tag_abs = tag;
         x->indexed = true;
     }

@@ -16,7 +16,7 @@ static void fill_op(struct trans *t, struct insn *x, struct bt_op *op)
     op->seg = BT_DS;
     op->len = d->length;
     op->next_rip = next_rip(t, x);
-    memcpy(op->bytes, x->bytes, sizeof(op->bytes));
+    memcpy(op->bytes, x->bytes, x->d.length);
     if (d->attributes & ZYDIS_ATTRIB_HAS_REPNE)
         op->rep = 0xf2;
     else if (d->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE))
@@ -116,6 +116,8 @@ void gen_op(struct trans *t, struct insn *x)
     struct bt_emit *e = &t->e;
     struct bt_cache *k = t->k;
     struct bt_op *op = (struct bt_op *)(((uintptr_t)k->cold_p + 15) & ~15ull);
+    while (k->cold_p < (uint8_t *)op)
+        *k->cold_p++ = 0;
     k->cold_p = (uint8_t *)(op + 1);
     fill_op(t, x, op);
     gen_flags_save(t);
@@ -130,8 +132,7 @@ void gen_op(struct trans *t, struct insn *x)
     }
     if ((int64_t)x->rip == (int32_t)x->rip) {
         e_store_imm(e, &t->c->rip, x->rip);
-        if (e->relocs)
-            e->relocs->fixed = true;
+        e_rip_field(e, x->rip, 4);
     } else {
         e_mov_rip(e, H_R15, x->rip);
         e_store(e, H_R15, &t->c->rip);

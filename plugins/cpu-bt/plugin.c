@@ -15,6 +15,7 @@
 #include "state.h"
 #include "trans.h"
 #include "translate.h"
+#include "warm.h"
 #include <cpuid.h>
 #include <fcntl.h>
 #include <hvx/plugin.h>
@@ -131,6 +132,10 @@ static int vm_create(void *ctx, struct hvx_vm *hvm, const struct hvx_engine_conf
     vm->have_bmi2 = host_has(7, 1, 8);
     vm->direct_ram = calloc(DIRECT_MAX_RAM, sizeof(*vm->direct_ram));
     const char *direct = cfg->options ? e->host->conf_string(cfg->options, "direct") : "off";
+    if (cfg->options) {
+        vm->warm_path = e->host->conf_string(cfg->options, "translation-cache");
+        vm->warm_verify = e->host->conf_bool(cfg->options, "translation-cache-verify");
+    }
     vm->direct_kernel = !strcmp(direct, "kernel") || !strcmp(direct, "all");
     vm->direct_user = !strcmp(direct, "user") || !strcmp(direct, "all");
     vm->direct_helpers = cfg->options ? (unsigned)e->host->conf_int(cfg->options, "direct-helpers") : 1;
@@ -280,6 +285,7 @@ static void vcpu_destroy(struct hvx_vcpu *v)
     if (!c)
         return;
     bt_direct_destroy(c->vm); /* of all vCPUs: none runs any more */
+    bt_warm_finish(c->vm);    /* likewise */
     c->vm->vcpu[c->index] = NULL;
     bt_apic_destroy(c);
     bt_trans_destroy(c->trans);
@@ -635,6 +641,14 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
         S(kicks, "signals");
         S(unchains, "blocks");
         S(sync_requests, "times");
+        if (vm->warm) {
+            S(warm_loaded, "blocks");
+            S(warm_kept, "blocks");
+            S(warm_lost, "blocks");
+            fn(opaque, g, "warm_ns", (uint64_t)((double)c->st.warm_cycles * 1e9 / (double)vm->host_tsc_hz), "ns");
+            if (vm->warm->verify)
+                S(warm_differs, "blocks");
+        }
         S(kd_maps, "runs");
         S(kd_faults, "signals");
         S(kd_soft, "instructions");
@@ -665,7 +679,14 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
     }
 }
 
-static int prepare(struct hvx_engine_vm *e, struct hvx_error *err) { return bt_direct_prepare((struct bt_vm *)e, err); }
+static int prepare(struct hvx_engine_vm *e, struct hvx_error *err)
+{
+    struct bt_vm *vm = (struct bt_vm *)e;
+    int rc = bt_direct_prepare(vm, err);
+    if (!rc)
+        bt_warm_prepare(vm);
+    return rc;
+}
 
 static int cpu_models(void *ctx, hvx_cpu_model_fn fn, void *opaque)
 {
@@ -685,6 +706,10 @@ static const struct hvx_option options[] = {
      .help = "programs run natively from their first instruction, whether it pays or not: for tests"},
     {.name = "perf-map", .type = HVX_OPT_BOOL, .def = "off",
      .help = "name translated code for Linux's perf, in /tmp/perf-PID.map"},
+    {.name = "translation-cache", .type = HVX_OPT_STRING, .def = "",
+     .help = "file that keeps translations from one VM to the next, made when there is none"},
+    {.name = "translation-cache-verify", .type = HVX_OPT_BOOL, .def = "off",
+     .help = "translate all the same and compare with what the file has: for tests"},
     {.name = NULL},
 };
 

@@ -44,15 +44,18 @@ void bt_relocs_keep(struct bt_vcpu *c, struct bt_block *b, const struct bt_reloc
     b->n_relocs = 0;
     if (r->fixed || c->dbg.any_exec)
         return;
+    uint32_t n = 0;
     for (uint32_t i = 0; i < r->n; i++) {
+        if (r->r[i].kind > BT_RELOC_OP)
+            continue;
         bool cold = r->r[i].at >= b->cold && r->r[i].at < b->cold_end;
         uint32_t off = r->r[i].at - (cold ? b->cold : b->ind);
         if (off > 0xffff)
             return;
-        k->relocs[k->n_relocs + i] = (struct bt_kept_reloc){(uint16_t)off, r->r[i].kind, cold};
+        k->relocs[k->n_relocs + n++] = (struct bt_kept_reloc){(uint16_t)off, r->r[i].kind, cold};
     }
-    b->n_relocs = (uint16_t)r->n;
-    k->n_relocs += r->n;
+    b->n_relocs = (uint16_t)n;
+    k->n_relocs += n;
     list(c, b);
 }
 

@@ -10,6 +10,7 @@
 #include "direct.h"
 #include "phys.h"
 #include "translate.h"
+#include "warm.h"
 #include <linux/futex.h>
 #include <sys/syscall.h>
 
@@ -515,10 +516,14 @@ static int turn(struct bt_vcpu *c, struct hvx_exit *exit)
     if (!b) {
         uint64_t pa, lin = c->rip + (bt_code64(c) ? 0 : c->seg_base[BT_CS]);
         const uint8_t *host = bt_code_page(c, bt_code64(c) ? lin : (uint32_t)lin, &pa);
-        bt_fp_save(c);
         if (!bt_cache_room(c))
             bt_cache_make_room(c);
-        b = bt_translate(c, c->rip, mode, pa, host, 0);
+        if (c->vm->warm)
+            b = bt_warm_find(c, c->rip, mode, pa, host);
+        if (!b) {
+            bt_fp_save(c);
+            b = bt_translate(c, c->rip, mode, pa, host, 0);
+        }
         /* an interrupt may have come between the exit and us: then this is not its target */
         if (k->chain_exit && !special && k->exits[k->chain_exit].target == b->rip &&
             (k->blocks[k->exits[k->chain_exit].from].mode & ~BT_MODE_PLAIN) == c->mode &&

@@ -56,6 +56,7 @@ struct host_mem {
     int32_t disp;
     bool gs;     /* with that prefix, */
     bool direct; /* may fault: gen_direct.c. gen_direct_site() goes before the instruction and writes the prefix */
+    bool by_rip; /* disp moves with the guest's RIP */
 };
 static inline bool host_mem_uses(const struct host_mem *m, int h) { return m->base == h || m->index == h; }
 
@@ -132,6 +133,7 @@ struct trans {
     struct host_mem m; /* what the last look-up led to */
     int rsp_bias; /* POP [rsp+x]: added to RSP in addresses */
     struct insn *cur;
+    bool odd; /* it ends in what is no instruction, or where a debugger stops */
 };
 
 #define ALL_FLAGS BT_ARITH
@@ -139,9 +141,11 @@ struct trans {
 /* ModRM and what follows for t->m */
 static inline void e_mod_host(struct bt_emit *e, unsigned reg, const struct host_mem *m)
 {
-    if (m->index < 0 && m->base < 0)
-        e_mod_abs(e, reg, (uint32_t)m->disp);
-    else if (m->index < 0)
+    if (m->index < 0 && m->base < 0) {
+        e_mod_sib(e, reg, -1, -1, 0, m->disp);
+        if (m->by_rip)
+            e_rip_field(e, (uint64_t)(int64_t)m->disp, 4);
+    } else if (m->index < 0)
         e_mod_base(e, reg, (unsigned)m->base, m->disp);
     else
         e_mod_sib(e, reg, m->base, m->index, m->scale, m->disp);

@@ -8,6 +8,7 @@
 #include "mmu.h"
 #include "perf_map.h"
 #include "trans.h"
+#include "warm.h"
 #include <assert.h>
 #include <stdlib.h>
 
@@ -62,12 +63,11 @@ static bool is_far(const struct trans *t, uint64_t target) { return t->cpl3 && !
 static void compare_rip(struct bt_emit *e, uint64_t rip)
 {
     if ((int64_t)rip == (int32_t)rip) {
-        if (e->relocs)
-            e->relocs->fixed = true;
         e8(e, 0x49); /* cmp r14, imm32 */
         e8(e, 0x81);
         e_mod_rr(e, 7, H_R14);
         e32(e, (uint32_t)rip);
+        e_rip_field(e, rip, 4);
     } else {
         e_mov_rip(e, H_R15, rip);
         e_rr(e, 1, 0x3b, H_R14, H_R15);
@@ -185,7 +185,7 @@ void gen_exit_indirect(struct trans *t, uint64_t next, bool goes_on, bool many)
         }
     }
     e_jc_index(e, t->c->vm); /* RFLAGS are free: gen_flags_lazy() */
-    e_r_sib(e, 0, 0x8b, H_R15, -1, H_R15, 2, (int32_t)e_abs(t->c->jc[t->cpl3]));
+    e_r_index_at(e, 0, 0x8b, H_R15, H_R15, 2, e_abs(t->c->jc[t->cpl3]));
     indirect(t, e, call ? BT_EXIT_CALL : BT_EXIT_INDIRECT, 0);
     if (x && call) {
         *over = (uint8_t)(e->p - over - 1);
@@ -360,6 +360,7 @@ static uint64_t decode(struct trans *t, uint64_t pa, const uint8_t *host)
             x->f_read = x->f_write = ALL_FLAGS;
             x->f_kill = 0;
             t->n++;
+            t->odd = true;
             return pa2;
         }
         fix_sib(x);
@@ -455,7 +456,7 @@ static void emit_cold(struct trans *t)
         switch (x->type) {
         case COLD_SLOW:
             if (x->indexed)
-                e_r_base(e, 1, 0x33, H_R14, H_R15, (int32_t)x->tag_abs);
+                e_r_base_at(e, 1, 0x33, H_R14, H_R15, x->tag_abs);
             else
                 e_r_abs(e, 1, 0x33, H_R14, x->tag_abs);
             flags = glue_flags(e, x);
@@ -469,7 +470,7 @@ static void emit_cold(struct trans *t)
             uint8_t *over = e->p;
             e8(e, 0);
             if (x->indexed)
-                e_r_base(e, 1, 0x33, H_R14, H_R15, (int32_t)x->tag_abs);
+                e_r_base_at(e, 1, 0x33, H_R14, H_R15, x->tag_abs);
             else
                 e_r_abs(e, 1, 0x33, H_R14, x->tag_abs);
             e_mov_imm(e, H_R15, x->desc);
@@ -593,6 +594,7 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     t->desc_extra = 0;
     t->cur = NULL;
     t->again.kind = AGAIN_NONE;
+    t->odd = false;
 
     if (c->vm->cpuid->restricted && !t->restricted) { /* now, or since a saved state was restored */
         trans_isa_decoder(c->vm, &t->dec64);
@@ -622,10 +624,13 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     e->p = (uint8_t *)(((uintptr_t)k->hot_p + 15) & ~15ull);
     e->end = k->hot_end;
     b->ind = e_here(e);
+    bool usual = bt_warm_mode(mode) && !pa2, movable = usual && t->code64 && t->cpl3 && rip >> 32;
+    unsigned class = bt_warm_class(mode, rip);
     t->relocs.n = 0;
-    t->relocs.fixed = false;
-    bool movable = t->code64 && t->cpl3 && !(mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE)) && !pa2;
-    e->relocs = movable && rip >> 32 ? &t->relocs : NULL;
+    t->relocs.full = false;
+    t->relocs.upper = class == WARM_KERNEL;
+    t->relocs.fixed = class == WARM_EXACT && !movable;
+    e->relocs = movable || (usual && c->vm->warm) ? &t->relocs : NULL;
     compare_rip(e, rip);
     e_jcc(e, CC_NE, k->stub_jc_miss[t->cpl3]);
     entry(t);
@@ -647,15 +652,17 @@ struct bt_block *bt_translate(struct bt_vcpu *c, uint64_t rip, uint32_t mode, ui
     emit_cold(t);
     b->cold_end = e_abs(k->cold_p);
     if (b->cold_end == b->cold)
-        b->cold_end = e_abs(++k->cold_p);
+        *k->cold_p++ = 0xcc, b->cold_end = e_abs(k->cold_p);
     bt_map_keep(c, b, t->map, t->n_map);
     b->n_insns = (uint8_t)t->n;
     b->len = (uint16_t)(lastx->rip + lastx->d.length - rip);
     k->n_blocks++;
     bt_block_insert(c, b);
     bt_perf_map_block(c, b);
-    if (e->relocs)
+    if (movable)
         bt_relocs_keep(c, b, e->relocs);
+    if (e->relocs && c->vm->warm)
+        bt_warm_keep(c, t, b);
     e->relocs = NULL;
     c->st.blocks++;
     c->st.insns_translated += t->n;

@@ -2,7 +2,7 @@
 # Tests that boot real guests. The short ones are part of make check; make acceptance runs the long ones.
 dist_check_SCRIPTS += boot/bad-guests.py boot/boot-initramfs.py boot/devices.py boot/boot-small.py \
     boot/boot-i386.py boot/boot-uefi.py
-dist_check_SCRIPTS += boot/save-short.py boot/direct-losses.py
+dist_check_SCRIPTS += boot/save-short.py boot/direct-losses.py boot/boot-warm.py
 EXTRA_DIST += boot/vm.py boot/guest.py boot/acceptance.py boot/saved.py boot/save-restore.py boot/resident.py
 
 .PHONY: acceptance

@@ -2,7 +2,8 @@
 """Starts a virtual machine under HVX or, to test the tests themselves, under QEMU.
 
 Environment: HVX (the hvx program), HVX_ENGINE (bt, kvm, auto, ...; qemu-tcg runs QEMU instead; default bt),
-HVX_GUESTS (folder of cached guest disks), HVX_TRACE=1 (copy the serial line to stderr).
+HVX_ENGINE_OPTIONS (a list for --engine-option, with spaces in between), HVX_GUESTS (folder of cached guest disks),
+HVX_TRACE=1 (copy the serial line to stderr).
 """
 import json
 import os
@@ -101,6 +102,8 @@ def command(cpus=1, memory=512, kernel=None, initrd=None, append=None, disk=None
         cmd += ["--no-reboot"]
     if os.environ.get("HVX_CONF"):
         cmd += ["--config", os.environ["HVX_CONF"]]
+    for option in os.environ.get("HVX_ENGINE_OPTIONS", "").split():
+        cmd += ["--engine-option", option]
     return cmd + list(extra)
 
 

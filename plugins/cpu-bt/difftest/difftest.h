@@ -107,7 +107,8 @@ struct backend {
     void (*stats)(struct backend *b);
     void (*fini)(struct backend *b);
 };
-extern bool guest_direct; /* before init: 64-bit code in a helper process */
+extern bool guest_direct;
+extern const char *guest_warm; /* before init: 64-bit code in a helper process */
 extern struct backend native_backend, guest_backend;
 void put_jump(uint8_t *p, uint64_t at, uint64_t to); /* to 64-bit code */
 uint64_t driver_enter_at(void);

@@ -30,6 +30,7 @@ static void *ctx;
 static uint8_t *ram;
 static volatile bool batch_done;
 bool guest_direct;
+const char *guest_warm;
 
 /* --- the host table ----------------------------------------------------------------- */
 
@@ -55,10 +56,14 @@ static uint64_t host_clock(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 static void host_random(void *buf, size_t n) { memset(buf, 0x5a, n); }
-/* Options are there with --direct only: programs then run in a helper process. */
-static bool conf_bool(const struct hvx_config *c, const char *name) { return (void)c, !strcmp(name, "direct-eager"); }
+/* Options are there with --direct, when programs run in a helper process, and with --warm only. */
+static bool conf_bool(const struct hvx_config *c, const char *name) { return (void)c, guest_direct && !strcmp(name, "direct-eager"); }
 static int64_t conf_int(const struct hvx_config *c, const char *name) { return (void)c, (void)name, 1; }
-static const char *conf_string(const struct hvx_config *c, const char *name) { return (void)c, !strcmp(name, "direct") ? "user" : NULL; }
+static const char *conf_string(const struct hvx_config *c, const char *name)
+{
+    (void)c;
+    return !strcmp(name, "direct") ? guest_direct ? "user" : "off" : !strcmp(name, "translation-cache") ? guest_warm : NULL;
+}
 static int watch_new(struct hvx_vm *v, int fd, bool want_read, bool want_write, void (*cb)(void *, int, bool, bool), void *opaque,
                      struct hvx_watch **out)
 {
@@ -205,7 +210,7 @@ static int guest_init(struct backend *b)
 {
     struct hvx_error err = {.text = ""};
     struct hvx_engine_config cfg = {.size = sizeof(cfg), .n_vcpus = 1, .cpu_model = "host", .tsc_hz = 2000000000,
-                                    .options = guest_direct ? (const void *)&host : NULL};
+                                    .options = guest_direct || guest_warm ? (const void *)&host : NULL};
     int fd = memfd_create("difftest", MFD_CLOEXEC);
 
     if (fd < 0 || ftruncate(fd, RAM_SIZE))

@@ -593,6 +593,7 @@ static void usage(void)
            "  --form TEXT    only forms whose name contains TEXT\n"
            "  --seeds FILE   seeds kept, run again at the end ($srcdir/difftest/seeds)\n"
            "  --direct       the engine runs programs natively, in a helper process: its entries and exits are what is tested\n"
+           "  --warm FILE    the engine keeps its translations there: the same run once more does with those\n"
            "  --against X    bt (the engine) or native (the harness against itself)\n"
            "  --32, --64     only code of that size (both)\n"
            "  --no-evex      leave out AVX-512\n"
@@ -633,6 +634,8 @@ static int parse(int argc, char **argv)
             opt.stats = true;
         else if (!v)
             return -1;
+        else if (!strcmp(a, "--warm"))
+            guest_warm = v, i++;
         else if (!strcmp(a, "--seed"))
             opt.seed = strtoull(v, NULL, 0), i++;
         else if (!strcmp(a, "--cases"))
