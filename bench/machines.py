@@ -134,6 +134,16 @@ def process_seconds(pid, children):
     return sum(int(x) for x in fields[11:15 if children else 13]) / TICK
 
 
+def tree_seconds(pid):
+    """Processor time of a process and of those that it has made, as an engine's helpers."""
+    total = process_seconds(pid, True)
+    with contextlib.suppress(OSError):
+        for task in os.listdir("/proc/%d/task" % pid):
+            with open("/proc/%d/task/%s/children" % (pid, task)) as f:
+                total += sum(tree_seconds(int(child)) for child in f.read().split())
+    return total
+
+
 def namespace_seconds(pid):
     """Processor time of all processes in the PID name space of this process's first child, ended ones included."""
     try:
@@ -165,7 +175,7 @@ class Sample:
 class Shell(guest.Guest):
     """A shell on one CPU, from which commands are timed; begin() comes after the constructor, which only starts it, so
     that a machine that does not get there can be ended."""
-    own_seconds = staticmethod(lambda pid: process_seconds(pid, False))
+    own_seconds = staticmethod(tree_seconds)
 
     def __init__(self, cmd, cpu):
         super().__init__(cmd, cpu=cpu)
