@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""direct-losses.py [--long] [--seconds N]
+"""direct-losses.py [--long] [--seconds N] [--max-map-count N]
 
 A guest's programs run natively in helper processes, which somebody kills at random. The guest goes on: a program whose
 helper was killed under it ends by SIGILL, all others have the right result, and helpers come back. In short for make
 check, in a guest of an initramfs; --long, part of make acceptance, in the full Debian guest, where moreover helpers run
-out of address space, and a program lives on page faults."""
+out of address space, and a program lives on page faults. With --max-map-count the host's limit of mappings is N
+meanwhile, for all its processes."""
 import argparse
 import hashlib
 import os
@@ -230,6 +231,24 @@ class Losses:
         self.result(status == 0 and "scatter is right" in text, "%s: the same without a limit" % program, text)
 
 
+    def few_mappings(self, program, limit):
+        """No process of the host may have more mappings than that."""
+        path = "/proc/sys/vm/max_map_count"
+        with open(path) as f:
+            usual = f.read()
+        before = statistics(self.name)
+        try:
+            with open(path, "w") as f:
+                f.write("%d\n" % limit)
+            status, text = self.run("%s scatter 15" % program, 240)
+        finally:
+            with open(path, "w") as f:
+                f.write(usual)
+        failed = statistics(self.name)["direct_failures"] - before["direct_failures"]
+        self.result(status == 0 and "scatter is right" in text, "%s: vm.max_map_count %d" % (program, limit), text)
+        self.result(failed > 0, "orders of helpers failed (%d)" % failed)
+
+
 def short(tap, seconds):
     folder = os.environ.get("HVX_INITRD") or os.path.join(vm.GUESTS, "initrd")
     if not all(os.path.exists(os.path.join(folder, f)) for f in ("vmlinuz", "initrd.img")):
@@ -264,7 +283,7 @@ def need_tier(name):
         vm.skip("user-direct execution is off here")
 
 
-def long(tap, seconds):
+def long(tap, seconds, max_map_count):
     name = "direct-losses-%d" % os.getpid()
     data = "".join("%d\n" % i for i in range(1, 3000001)).encode()
     with guest.scratch_disk("full") as disk:
@@ -295,6 +314,9 @@ def long(tap, seconds):
                 losses.natively("/root/more32 storm 5", "storm is right")
                 losses.exhaustion("/root/more64")
                 losses.exhaustion("/root/more32")
+                if max_map_count:
+                    losses.few_mappings("/root/more64", max_map_count)
+                    losses.few_mappings("/root/more32", max_map_count)
                 for i in (64, 32):
                     status, text = run("/root/more%d storm 15" % i, 120)
                     tap.result(status == 0 and "storm is right" in text, "a storm of faults, %d bits" % i, text)
@@ -310,12 +332,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--seconds", type=int)
+    parser.add_argument("--max-map-count", type=int, metavar="N", help="needs root")
     options = parser.parse_args()
     if vm.ENGINE not in ("bt", "auto"):
         vm.skip("only cpu-bt has helpers")
     tap = vm.Tap()
     if options.long:
-        long(tap, options.seconds or 60)
+        long(tap, options.seconds or 60, options.max_map_count)
     else:
         short(tap, options.seconds or 8)
     tap.done()
