@@ -31,6 +31,7 @@
 #define QCOW2_L2_COMPRESSED (1ull << 62)
 #define QCOW2_L2_ZERO 1ull
 #define QCOW2_OFFSET_MASK 0x00fffffffffffe00ull
+#define QCOW2_L2_RESERVED 0x3f000000000001feull /* of an entry that is not compressed */
 
 enum {
     QCOW2_INCOMPAT_DIRTY = 1 << 0,

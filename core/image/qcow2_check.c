@@ -25,6 +25,7 @@ struct check {
     uint32_t *refs;
     uint64_t n_clusters, n_lines;
     uint8_t *l2_seen; /* per cluster: met in this walk */
+    uint8_t *packed;  /* per cluster: holds compressed data */
     uint64_t *buf;    /* one cluster */
 };
 
@@ -97,12 +98,16 @@ static void count_l2_entry(struct check *c, uint64_t raw, bool active)
         uint64_t bytes = sectors * 512 - (offset & 511);
         if (raw & QCOW2_L2_COPIED)
             corrupt(c, "a compressed cluster at %#llx carries the COPIED flag", (unsigned long long)offset);
-        if (count(c, offset, bytes, "a compressed cluster") && active) {
-            c->out->allocated++;
-            c->out->compressed++;
-        }
+        if (!count(c, offset, bytes, "a compressed cluster"))
+            return;
+        for (uint64_t k = offset >> q->cluster_bits; k <= (offset + bytes - 1) >> q->cluster_bits && k < c->n_clusters; k++)
+            c->packed[k / 8] |= (uint8_t)(1u << (k % 8));
+        c->out->allocated += active;
+        c->out->compressed += active;
         return;
     }
+    if (raw & QCOW2_L2_RESERVED)
+        corrupt(c, "an L2 entry with reserved bits set (%#llx)", (unsigned long long)raw);
     if ((raw & QCOW2_L2_ZERO) && q->version < 3)
         corrupt(c, "a zero cluster in a version 2 image (entry %#llx)", (unsigned long long)raw);
     if (!offset)
@@ -285,7 +290,11 @@ static int check_copied(struct check *c, bool repair)
         if (read_table(c, l2, q->cluster_bytes, c->buf))
             continue;
         for (uint32_t k = 0; k < q->l2_entries; k++) {
-            uint64_t raw = be64toh(c->buf[k]);
+            uint64_t raw = be64toh(c->buf[k]), place = (raw & QCOW2_OFFSET_MASK) >> q->cluster_bits;
+            if (!(raw & QCOW2_L2_COMPRESSED) && place && place < c->n_clusters && c->packed[place / 8] >> (place % 8) & 1) {
+                corrupt(c, "L2 table at %#llx, entry %u: its cluster holds compressed data, too", (unsigned long long)l2, k);
+                continue;
+            }
             fixed = copied_fixed(c, raw);
             if (fixed == raw)
                 continue;
@@ -464,9 +473,10 @@ int qcow2_check(struct hvx_image *img, bool repair, struct hvx_image_check *out,
         return -EFBIG;
     c.refs = calloc(c.n_clusters, sizeof(c.refs[0]));
     c.l2_seen = calloc(c.n_clusters / 8 + 1, 1);
+    c.packed = calloc(c.n_clusters / 8 + 1, 1);
     c.buf = aligned_alloc(4096, q->cluster_bytes < 4096 ? 4096 : q->cluster_bytes);
     pthread_mutex_lock(&q->meta);
-    r = c.refs && c.l2_seen && c.buf ? 0 : -ENOMEM;
+    r = c.refs && c.l2_seen && c.packed && c.buf ? 0 : -ENOMEM;
     if (!r && !img->read_only && !img->for_check)
         r = qcow2_writeback(q);
     if (!r)
@@ -479,6 +489,7 @@ int qcow2_check(struct hvx_image *img, bool repair, struct hvx_image_check *out,
     pthread_mutex_unlock(&q->meta);
     free(c.refs);
     free(c.l2_seen);
+    free(c.packed);
     free(c.buf);
     return r;
 }

@@ -19,7 +19,7 @@ dist_check_SCRIPTS += image/test_image_cmd.sh
 dist_man_MANS += image/hvx-image.1
 EXTRA_DIST += image/make-corpus
 # Made by image/make-corpus; named one by one, as make dist wants it.
-EXTRA_DIST += image/corpus/fuzz_qcow2/backing image/corpus/fuzz_qcow2/bitmap image/corpus/fuzz_qcow2/compressed-zlib \
+EXTRA_DIST += image/corpus/fuzz_qcow2/shared-with-compressed image/corpus/fuzz_qcow2/backing image/corpus/fuzz_qcow2/bitmap image/corpus/fuzz_qcow2/compressed-zlib \
     image/corpus/fuzz_qcow2/compressed-zstd image/corpus/fuzz_qcow2/extended-l2 image/corpus/fuzz_qcow2/lazy \
     image/corpus/fuzz_qcow2/patch-l1 image/corpus/fuzz_qcow2/patch-l2 image/corpus/fuzz_qcow2/prealloc \
     image/corpus/fuzz_qcow2/snapshot image/corpus/fuzz_qcow2/v2-512 image/corpus/fuzz_qcow2/v3-1k-refcount1 \
