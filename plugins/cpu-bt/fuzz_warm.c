@@ -50,7 +50,7 @@ static void setup_once(void)
 static void mend(uint8_t *p)
 {
     struct warm_header *h = (struct warm_header *)p;
-    if (h->index >= WARM_HEADER && h->index < file_bytes &&
+    if (h->index >= WARM_HEADER && h->index % 8 == 0 && h->index < file_bytes &&
         h->n_records <= (file_bytes - h->index) / sizeof(struct warm_index)) {
         const struct warm_index *x = (const struct warm_index *)(p + h->index);
         for (uint64_t i = 0; i < h->n_records; i++) {

@@ -307,7 +307,7 @@ class Acceptance:
         self.result(good, "stress-ng --verify on %s, %d s" % (names, seconds), text)
         for line in re.findall(r"^.*\bmetrc:? .*$", text, re.M):
             print("# " + line.strip())
-        status, text = self.machine.run("dmesg | grep -E 'BUG|WARNING|Oops|panic|rcu.*stall|soft lockup|hung_task|Call Trace'")
+        status, text = self.machine.run("dmesg | grep -B4 -A24 -E 'BUG|WARNING|Oops|panic|rcu.*stall|soft lockup|hung_task|Call Trace'")
         self.result(status == 1, "the guest's kernel complains of nothing after that", text)
 
     def disk_file(self):
