@@ -288,8 +288,13 @@ void trans_classify(struct trans *t, struct insn *x)
         case 0xac: set_op(x, BT_OP_lods); break;
         default: set_op(x, BT_OP_scas); break;
         }
-        if (!(d->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)))
-            x->op_kind = KIND_NEXT; /* cannot stop in the middle */
+        if (d->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
+            return;
+        x->op_kind = KIND_NEXT; /* cannot stop in the middle */
+        if (x->op_id == BT_OP_movs || x->op_id == BT_OP_stos || x->op_id == BT_OP_lods) {
+            x->kind = K_STRING;
+            x->f_read = x->f_write = x->f_kill = 0;
+        }
         return;
     }
     if (d->mnemonic == M(RDTSC) && !(t->mode & (BT_MODE_TSD | BT_MODE_VM86)) && !t->c->vm->tsc_ratio) {

@@ -284,3 +284,69 @@ void gen_moffs(struct trans *t, struct insn *x)
     if (store)
         gen_commit(t);
 }
+
+/* --- MOVS, STOS, LODS without a repeat -------------------------------------------------------- */
+/* r14 = an index register as an address */
+static void string_offset(struct trans *t, unsigned h, unsigned addr_bits)
+{
+    if (addr_bits == 64)
+        e_mov_rr(&t->e, H_R14, h);
+    else if (addr_bits == 32)
+        e_mov32_rr(&t->e, H_R14, h);
+    else
+        e_movzx16(&t->e, H_R14, h);
+}
+
+static void string_step(struct trans *t, bool rsi, bool rdi, unsigned addr_bits, int step)
+{
+    for (unsigned h = rsi ? H_RSI : H_RDI; h <= (rdi ? H_RDI : H_RSI); h++) {
+        if (addr_bits == 16)
+            e8(&t->e, 0x66);
+        e_lea(&t->e, addr_bits == 64, h, (int)h, -1, 0, step);
+    }
+}
+
+/* Compilers use them as "copy and advance". Both operands are looked up before anything changes; what is not plain
+ * memory goes to C, in a careful block. */
+void gen_string(struct trans *t, struct insn *x)
+{
+    struct bt_emit *e = &t->e;
+    unsigned bits = x->d.address_width, size = x->d.opcode & 1 ? x->d.operand_width / 8u : 1;
+    unsigned w = size == 8, wide = size > 1;
+    bool load = x->op_id != BT_OP_stos, store = x->op_id != BT_OP_lods;
+    gen_flags_before_mem(t);
+    if (load) {
+        unsigned seg = BT_DS;
+        for (unsigned i = 0; i < x->d.operand_count; i++) /* the one that can be overridden */
+            if (x->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && x->op[i].mem.base != ZYDIS_REGISTER_NONE &&
+                ZydisRegisterGetId(x->op[i].mem.base) == BT_RSI)
+                seg = gen_seg_number(x->op[i].mem.segment);
+        string_offset(t, H_RSI, bits);
+        gen_lookup_at(t, seg, size, true, false);
+        if (size == 2)
+            e8(e, 0x66);
+        e_r_base(e, w, 0x8a | wide, store ? H_R15 : H_RAX, H_R14, 0);
+        if (store)
+            e_store(e, H_R15, &t->c->tmp[0]);
+    }
+    if (store) {
+        string_offset(t, H_RDI, bits);
+        gen_lookup_at(t, BT_ES, size, false, true);
+        if (load)
+            e_load(e, H_R15, &t->c->tmp[0]);
+        if (size == 2)
+            e8(e, 0x66);
+        e_r_base(e, w, 0x88 | wide, load ? H_R15 : H_RAX, H_R14, 0);
+    }
+    e_cmp_abs8(e, &t->c->dflag, 0);
+    e8(e, 0x70 | CC_NE);
+    uint8_t *back = e->p;
+    e8(e, 0);
+    string_step(t, load, store, bits, (int)size);
+    e8(e, 0xeb);
+    uint8_t *end = e->p;
+    e8(e, 0);
+    *back = (uint8_t)(e->p - back - 1);
+    string_step(t, load, store, bits, -(int)size);
+    *end = (uint8_t)(e->p - end - 1);
+}

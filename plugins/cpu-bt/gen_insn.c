@@ -142,6 +142,12 @@ void gen_insn(struct trans *t, struct insn *x)
     case K_BT: gen_bt(t, x); break;
     case K_MOV_FROM_SREG: gen_mov_from_sreg(t, x); break;
     case K_MOFFS: gen_moffs(t, x); break;
+    case K_STRING:
+        if (t->careful)
+            gen_op(t, x);
+        else
+            gen_string(t, x);
+        break;
     case K_CLI: e_store8_imm(e, &c->iflag, 0); break;
     case K_STD: e_store8_imm(e, &c->dflag, 1); break;
     case K_CLD: e_store8_imm(e, &c->dflag, 0); break;

@@ -24,6 +24,7 @@
 enum insn_kind {
     K_GENERIC, K_NOP, K_OP, K_JCC, K_JMP, K_CALL, K_RET, K_JMP_IND, K_CALL_IND, K_LOOP, K_PUSH, K_POP, K_LEAVE, K_LEA,
     K_STI, K_CLI, K_STD, K_CLD, K_BT, K_MOV_FROM_SREG, K_MOFFS, K_RDTSC, K_SWAPGS,
+    K_STRING, /* MOVS, STOS, LODS of one element */
 };
 /* SELF: TEST of a register with itself, FN: by c->flags_fn; both only where noted. */
 /* How to make the flags of an earlier instruction once more. Host registers;
@@ -260,6 +261,7 @@ void gen_lea(struct trans *t, struct insn *x);
 void gen_bt(struct trans *t, struct insn *x);
 void gen_mov_from_sreg(struct trans *t, struct insn *x);
 void gen_moffs(struct trans *t, struct insn *x);
+void gen_string(struct trans *t, struct insn *x);
 /* gen_op.c */
 void gen_op(struct trans *t, struct insn *x);
 /* gen_insn.c */
