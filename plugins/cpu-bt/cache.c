@@ -42,6 +42,7 @@ struct bt_codepage *bt_codepage_get(struct bt_vcpu *c, uint64_t pa, bool create)
     struct bt_codepage *p = &k->pages[k->n_pages];
     p->pa = pa;
     p->blocks = 0;
+    p->stale = false;
     for (unsigned i = 0; i < 64; i++)
         atomic_store_explicit(&p->bytes[i], 0, memory_order_relaxed);
     p->next = *head;
@@ -349,6 +350,8 @@ void bt_block_drop(struct bt_vcpu *c, struct bt_block *b)
         bt_spaces_drop_block(c, b->rip + b->cs_base);
 }
 
+/* Dear where a page has many blocks and is written to all the time, as firmware's are: only when a write has come that
+ * hit nothing but old marks. */
 static void page_remark(struct bt_vcpu *c, struct bt_codepage *p)
 {
     struct bt_cache *k = c->cache;
@@ -394,11 +397,11 @@ bool bt_invalidate_local(struct bt_vcpu *c, uint64_t pa, uint64_t n, struct bt_b
                 pp = &b->page_next[which];
             }
         }
-        if (any)
+        p->stale |= any;
+        if (!p->blocks || (p->stale && !any)) {
             page_remark(c, p);
-        else if (!p->blocks)
-            for (unsigned i = 0; i < 64; i++)
-                atomic_store_explicit(&p->bytes[i], 0, memory_order_relaxed);
+            p->stale = false;
+        }
     }
     return hit;
 }
@@ -507,6 +510,7 @@ void bt_cache_flush(struct bt_vcpu *c)
         k->kpage_hash[i] = 0;
     for (uint32_t i = 1; i < k->n_pages; i++) {
         k->pages[i].blocks = 0;
+        k->pages[i].stale = false;
         for (unsigned j = 0; j < 64; j++)
             atomic_store_explicit(&k->pages[i].bytes[j], 0, memory_order_relaxed);
     }

@@ -141,6 +141,7 @@ struct bt_codepage {
     uint64_t pa;
     uint32_t next;   /* hash chain */
     uint32_t blocks; /* list: index << 1 | which link */
+    bool stale;      /* bytes of blocks that are gone are marked still */
     _Atomic uint64_t bytes[64]; /* which bytes are translated; others read it */
 };
 

@@ -34,7 +34,7 @@
 #define BARRED_FROM 3      /* helpers spoilt */
 #define BARRED_FIRST 10000000 /* some 1 s; doubles with each */
 #define BARRED_MAX 8
-#define LOOK_EVERY 16   /* system calls between two looks at the clock */
+#define LOOK_EVERY 12u   /* entries between two looks at the clock, and up to 7 more: loops have their own rhythm */
 
 #define FLAGS_PROGRAM (BT_ARITH | BT_DF | BT_ID | BT_NT)
 #define FLAT_DATA 0xc0f3u /* attributes */
@@ -253,7 +253,7 @@ bool bt_direct_wanted(struct bt_vcpu *c, bool iret)
         d->new_code = false;
         return s->direct && can(c);
     }
-    if (++s->n_entries < LOOK_EVERY && !iret && s->looked)
+    if (++s->n_entries < s->look_at && !iret && s->looked)
         return false;
     /* How long it ran after the last look, until it came to the kernel; the others of the entries since are taken to
      * have been like this one. */
@@ -266,6 +266,7 @@ bool bt_direct_wanted(struct bt_vcpu *c, bool iret)
     s->n_entries = 0;
     s->looked = true;
     c->user_from = bt_host_tsc();
+    s->look_at = (uint8_t)(LOOK_EVERY + (c->user_from >> 4 & 7));
     if (!pays) {
         s->credit /= 2;
         return false;

@@ -216,7 +216,9 @@ struct direct_space {
     uint32_t n_entries;
     uint64_t hold, mean, credit, made;
     uint64_t seen_gen; /* of the bt_space when it last came to run */
-    bool looked;
+    bool looked;       /* a sample has begun, or, while others run, is kept: */
+    uint64_t sample, made_out;
+    uint8_t look_at;   /* entries from one look to the next */
     bool probing; /* it has been sent back to the soft tier to see how it does there */
     uint8_t probes;
     uint32_t n_grey;

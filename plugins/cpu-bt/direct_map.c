@@ -178,7 +178,7 @@ static void space_empty(struct bt_direct *d, struct direct_space *s)
 struct direct_space *bt_direct_space(struct bt_vcpu *c)
 {
     struct bt_direct *d = c->direct;
-    uint64_t root = c->cr3 & PTE_PAGE;
+    uint64_t root = c->cr3 & PTE_PAGE, made;
     struct direct_space *s = d->current, *oldest = NULL;
     if (s && s->root == root)
         return s;
@@ -199,14 +199,24 @@ struct direct_space *bt_direct_space(struct bt_vcpu *c)
     s->barred = 0;
     s->n_entries = s->n_grey = 0;
     s->hold = 0;
-    s->gen = s->mean = s->credit = 0;
+    s->gen = s->mean = s->credit = s->made = s->made_out = 0;
+    s->looked = false;
 found:
     s->last = ++d->clock;
-    s->looked = false;
-    s->n_entries = 0;
+    /* Programs that run in turn have samples that last longer than their turns. */
+    made = c->st.blocks + c->st.moved;
+    if (d->current) {
+        d->current->looked &= !c->user_from;
+        d->current->sample = c->user_ran;
+        d->current->made_out = made;
+    }
+    s->made += made - s->made_out;
     c->user_from = 0;
-    if (s->seen_gen != c->mmu->space->gen) /* another program may have got these page tables */
-        s->credit = 0;
+    c->user_ran = s->sample;
+    if (s->seen_gen != c->mmu->space->gen) { /* another program may have got these page tables */
+        s->credit = s->n_entries = 0;
+        s->looked = false;
+    }
     s->seen_gen = c->mmu->space->gen;
     d->current = s;
     return s;
