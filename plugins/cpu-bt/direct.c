@@ -20,11 +20,11 @@
 #define ENTER_CREDIT 20000 /* and for some 2 ms: a helper is not given to programs that are about to end */
 #define COLD 2            /* translations made or moved, for each entry of the kernel: a program that is new to the soft tier */
 #define COLD_CREDIT 1000
-#define LEAVE_MEAN 90   /* in the helper, getting into the program and out of it included (10), the switches not */
+#define LEAVE_MEAN 50   /* in the helper, getting into the program and out of it included (10), the switches not */
 #define NEW_CODE 300
-#define FIRST_MEAN (3 * LEAVE_MEAN)
-#define LONG (40 * LEAVE_MEAN)
-#define GREY (4 * LEAVE_MEAN) /* below: it may be better off in the soft tier, for after each switch it runs on cold TLBs */
+#define FIRST_MEAN 270
+#define LONG 3600
+#define GREY (2 * LEAVE_MEAN) /* below: it may be better off in the soft tier, for after each switch it runs on cold TLBs */
 #define PROBE_AFTER 4000u     /* so many of these, and it is tried; 16 times as many before the next try */
 #define PROBES_MAX 4
 #define PROBE_HOLD 200000     /* some 20 ms, in which it is not new to the soft tier any more */
