@@ -479,6 +479,63 @@ static void test_repair_frees_leaks(void **state)
     hvx_image_close(img);
 }
 
+/* --- what check finds ------------------------------------------------------------- */
+static void note_finding(void *opaque, const char *line)
+{
+    char *last = opaque;
+    snprintf(last, 300, "%s", line);
+}
+
+/* The number of findings; the last one in `last`. */
+static uint64_t check_l2(uint64_t entry0, uint64_t entry1, unsigned refcount, char last[300])
+{
+    uint64_t l2;
+    struct hvx_file *f = image_with_data(&l2);
+    struct hvx_image_check c;
+    uint8_t *p = hvx_file_mem_data(f, NULL);
+    put_be(p + l2, entry0, 8);
+    put_be(p + l2 + 8, entry1, 8);
+    put_be(p + 2 * 65536 + 2 * 5, refcount, 2); /* of the data cluster */
+    struct hvx_image *img = open_mem(f);
+    last[0] = 0;
+    assert_int_equal(img->ops->check(img, false, &c, note_finding, last), 0);
+    assert_int_equal(c.leaks, 0);
+    hvx_image_close(img);
+    return c.corruptions;
+}
+
+static void test_check_finds_reserved_bits(void **state)
+{
+    static const unsigned reserved[] = {1, 2, 8, 56, 61};
+    const uint64_t data = QCOW2_L2_COPIED | 5u << 16;
+    char last[300];
+    (void)state;
+    assert_int_equal(check_l2(data, 0, 1, last), 0);
+    assert_int_equal(check_l2(data | QCOW2_L2_ZERO, 0, 1, last), 0);
+    for (size_t i = 0; i < sizeof(reserved) / sizeof(reserved[0]); i++) {
+        assert_int_equal(check_l2(data | 1ull << reserved[i], 0, 1, last), 1);
+        assert_non_null(strstr(last, "reserved bits"));
+        assert_int_equal(check_l2(data, 1ull << reserved[i], 1, last), 1); /* without a cluster, too */
+        assert_non_null(strstr(last, "reserved bits"));
+    }
+    /* in an entry of compressed data they are its length and its place */
+    assert_int_equal(check_l2(QCOW2_L2_COMPRESSED | 1ull << 61 | (5u << 16) | 0x1fe, 0, 1, last), 0);
+}
+
+static void test_check_finds_data_among_compressed_data(void **state)
+{
+    const uint64_t data = 5u << 16, packed = QCOW2_L2_COMPRESSED | data, zeroes = data | QCOW2_L2_ZERO;
+    char last[300];
+    (void)state;
+    assert_int_equal(check_l2(packed, packed + 512, 2, last), 0); /* they may share a cluster */
+    assert_int_equal(check_l2(data, data, 2, last), 0);           /* and so may data, as far as its flags are right */
+    const uint64_t mixed[][2] = {{data, packed}, {packed + 512, data}, {zeroes, packed}};
+    for (size_t i = 0; i < sizeof(mixed) / sizeof(mixed[0]); i++) {
+        assert_int_equal(check_l2(mixed[i][0], mixed[i][1], 2, last), 1);
+        assert_non_null(strstr(last, "holds compressed data"));
+    }
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -503,6 +560,8 @@ int main(void)
         cmocka_unit_test(test_refused_for_writing_when_tables_overlap),
         cmocka_unit_test(test_dirty_image_gets_its_refcounts_back),
         cmocka_unit_test(test_repair_frees_leaks),
+        cmocka_unit_test(test_check_finds_reserved_bits),
+        cmocka_unit_test(test_check_finds_data_among_compressed_data),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }
