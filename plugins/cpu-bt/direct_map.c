@@ -523,21 +523,6 @@ static const struct direct_ram *ram_find(const struct bt_vm *vm, uintptr_t hva)
     return NULL;
 }
 
-/* RDPID tells the host's CPU and cannot be made to fault: direct_copy.c. */
-static bool has_rdpid(const uint8_t *p)
-{
-    for (unsigned i = 0; i + 8 <= 4096; i += 8) {
-        uint64_t v = *(const uint64_t *)(p + i), x = v ^ 0xc7c7c7c7c7c7c7c7ull;
-        if (!((x - 0x0101010101010101ull) & ~x & 0x8080808080808080ull))
-            continue;
-        for (unsigned j = i; j < i + 8; j++)
-            if (p[j] == 0xc7 && j >= 2 && j < 4095 && p[j - 1] == 0x0f && p[j + 1] >= 0xf8 &&
-                (p[j - 2] == 0xf3 || ((p[j - 2] & 0xf0) == 0x40 && j >= 3 && p[j - 3] == 0xf3)))
-                return true;
-    }
-    return false;
-}
-
 void bt_direct_uncode(struct bt_vcpu *c, uint64_t pa)
 {
     struct bt_page_chunk *ch = bt_chunk(c->vm, pa);
@@ -603,7 +588,8 @@ static bool place(struct bt_vcpu *c, struct direct_space *s, struct direct_regio
         return false;
     bool x = !(e & PTE_NX);
     uint64_t off = ram->offset + ((h & ~0xfffull) - ram->hva), fd = (uint64_t)ram->helper_fd;
-    if (x && c->vm->direct_rdpid && has_rdpid((const uint8_t *)(h & ~0xfffull))) {
+    /* RDPID tells the host's CPU and cannot be made to fault: direct_copy.c */
+    if (x && c->vm->direct_rdpid && bt_direct_next_rdpid((const uint8_t *)(h & ~0xfffull), 0) >= 0) {
         uint64_t epoch = d->epoch, copy = DIRECT_NO_COPY;
         if (!(e & PTE_W) && !s->code32)
             copy = bt_direct_copy(c, e & PTE_PAGE, (const uint8_t *)(h & ~0xfffull));
