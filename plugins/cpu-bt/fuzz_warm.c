@@ -35,7 +35,7 @@ static void setup_once(void)
     warm_run(&m, WARM_USER_A, 1);
     warm_run(&m, WARM_KERNEL_A, 1);
     warm_run(&m, WARM_LOW, 1);
-    layout = ((struct bt_vm *)m.vm)->warm->layout;
+    layout = ((struct bt_vm *)m.h.vm)->warm->layout;
     warm_end(&m);
     FILE *f = fopen(path, "r");
     if (!f || (file_bytes = fread(file, 1, sizeof(file), f)) < WARM_HEADER || file_bytes == FILE_MAX)
@@ -90,7 +90,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         memcpy(x, p + h->index, h->n_records * sizeof(*x));
     }
     if (x && bt_warm_index_ok(h, x)) {
-        struct bt_vcpu *c = (struct bt_vcpu *)m.vcpu;
+        struct bt_vcpu *c = (struct bt_vcpu *)m.h.vcpu;
         struct bt_warm *w = bt_warm_create();
         struct warm_arena *a = &w->arena[0];
         a->read = malloc(WARM_REC_MAX);

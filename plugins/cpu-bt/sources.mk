@@ -21,7 +21,7 @@ test_sysops_LDADD = $(CMOCKA_LIBS)
 check_PROGRAMS += difftest/difftest
 difftest_difftest_SOURCES = difftest/main.c difftest/forms.c difftest/states.c difftest/program.c difftest/program_emit.c \
 	difftest/program_plain.c difftest/program_flow.c difftest/program_gen.h difftest/native.c difftest/guest.c \
-	difftest/driver.S difftest/difftest.h difftest/program.h difftest/layout.h
+	difftest/driver.S difftest/difftest.h difftest/program.h difftest/layout.h test_host.c test_host.h
 dist_check_SCRIPTS += difftest/direct.sh difftest/warm.sh
 EXTRA_DIST += difftest/seeds
 difftest_difftest_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS)
@@ -29,15 +29,15 @@ difftest_difftest_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS)
 # Programs that run natively, under a small kernel of the test's own.
 check_PROGRAMS += test_direct
 test_direct_SOURCES = test_direct.c test_direct.h test_direct_exits.c test_direct_memory.c test_direct_meddle.c \
-	test_direct_copy.c test_direct_losses.c test_direct_code32.c
+	test_direct_copy.c test_direct_losses.c test_direct_code32.c test_host.c test_host.h
 test_direct_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS) $(CMOCKA_LIBS)
 
 # Translations kept in a file.
 check_PROGRAMS += test_warm fuzz_warm
-test_warm_SOURCES = test_warm.c test_warm_machine.c test_warm.h
+test_warm_SOURCES = test_warm.c test_warm_machine.c test_warm.h test_host.c test_host.h
 test_warm_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS) $(CMOCKA_LIBS)
 # In the engine these two are built without sanitizers.
-fuzz_warm_SOURCES = fuzz_warm.c test_warm_machine.c test_warm.h warm_rec.c warm_use.c
+fuzz_warm_SOURCES = fuzz_warm.c test_warm_machine.c test_warm.h test_host.c test_host.h warm_rec.c warm_use.c
 fuzz_warm_CFLAGS = $(AM_CFLAGS)
 fuzz_warm_LDADD = libbthost.la libbtcore.la $(FUZZ_LIBS) $(ZYDIS_LIBS) $(HVXTEST_LIBS)
 EXTRA_DIST += corpus

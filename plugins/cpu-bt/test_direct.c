@@ -4,13 +4,7 @@
  */
 #define _GNU_SOURCE
 #include "test_direct.h"
-#include <poll.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
-
-extern const struct hvx_plugin hvx_plugin_cpu_bt;
 
 /* --- the kernel ------------------------------------------------------------------------ */
 #define REGS(op)                                                                                                       \
@@ -69,121 +63,8 @@ extern const uint8_t kernel_start[], kernel_int80[], kernel_syscall[], kernel_lo
 struct machine m;
 const char *volatile doing = "";
 
-static char last_log[300];
-static void host_log(int level, const char *who, const char *fmt, ...)
-{
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(last_log, sizeof(last_log), fmt, ap);
-    va_end(ap);
-    if (level > HVX_LOG_WARN && !getenv("HVXTEST_VERBOSE"))
-        return;
-    va_start(ap, fmt);
-    fprintf(stderr, "%s: ", who);
-    vfprintf(stderr, fmt, ap);
-    fputc('\n', stderr);
-    va_end(ap);
-}
-static void host_event(struct hvx_vm *v, const char *what, const char *fmt, ...) { (void)v, (void)what, (void)fmt; }
-uint64_t host_clock(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-static void host_random(void *buf, size_t n) { memset(buf, 0x5a, n); }
-static bool conf_bool(const struct hvx_config *c, const char *name) { return (void)c, !strcmp(name, "direct-eager"); }
-static int64_t conf_int(const struct hvx_config *c, const char *name) { return (void)c, (void)name, m.helpers; }
-static const char *conf_string(const struct hvx_config *c, const char *name) { return (void)c, !strcmp(name, "direct") ? "user" : NULL; }
-static void host_lock(struct hvx_vm *v) { (void)v; }
-static void io_read(struct hvx_vm *v, enum hvx_space space, uint64_t addr, unsigned size, void *value)
-{
-    (void)v, (void)space, (void)addr;
-    memset(value, 0xff, size);
-}
-static void io_write(struct hvx_vm *v, enum hvx_space space, uint64_t addr, unsigned size, const void *value)
-{
-    (void)v, (void)size, (void)value;
-    if (space == HVX_SPACE_PIO && addr == PORT) {
-        m.stopped = true;
-        m.ops->vcpu_kick(m.vcpu);
-    }
-}
-static void *mem_ptr(struct hvx_vm *v, uint64_t gpa, size_t *n)
-{
-    (void)v;
-    if (gpa >= RAM_SIZE)
-        return NULL;
-    if (*n > RAM_SIZE - gpa)
-        *n = RAM_SIZE - gpa;
-    return m.ram + gpa;
-}
-
-/* A thread for each descriptor does for an event loop. */
-struct hvx_watch {
-    pthread_t thread;
-    int fd, stop;
-    bool gone;
-    void (*cb)(void *, int, bool, bool);
-    void *opaque;
-};
-static void *watch_thread(void *arg)
-{
-    struct hvx_watch *w = arg;
-    struct pollfd p[2] = {{.fd = w->fd, .events = POLLIN}, {.fd = w->stop, .events = POLLIN}};
-    for (;;) {
-        while (poll(p, 2, -1) < 0)
-            ;
-        if (p[1].revents)
-            break;
-        w->cb(w->opaque, w->fd, true, false);
-    }
-    if (w->gone) { /* by its own doing */
-        pthread_detach(w->thread);
-        close(w->stop);
-        free(w);
-    }
-    return NULL;
-}
-static int watch_new(struct hvx_vm *v, int fd, bool want_read, bool want_write, void (*cb)(void *, int, bool, bool), void *opaque,
-                     struct hvx_watch **out)
-{
-    struct hvx_watch *w = calloc(1, sizeof(*w));
-    (void)v, (void)want_read, (void)want_write;
-    w->fd = fd;
-    w->cb = cb;
-    w->opaque = opaque;
-    w->stop = eventfd(0, EFD_CLOEXEC);
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int rc = pthread_create(&w->thread, NULL, watch_thread, w);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    *out = w;
-    return -rc;
-}
-static void watch_del(struct hvx_watch *w)
-{
-    uint64_t one = 1;
-    w->gone = pthread_equal(w->thread, pthread_self());
-    if (write(w->stop, &one, 8) != 8)
-        abort();
-    if (w->gone)
-        return;
-    pthread_join(w->thread, NULL);
-    close(w->stop);
-    free(w);
-}
-
-static const struct hvx_host host = {
-    .size = sizeof(host), .abi_major = HVX_ABI_MAJOR, .log = host_log, .guest_event = host_event, .clock_ns = host_clock,
-    .wall_clock_ns = host_clock, .random = host_random, .conf_bool = conf_bool, .conf_int = conf_int,
-    .conf_string = conf_string, .conf_is_set = conf_bool, .vm_lock = host_lock, .vm_unlock = host_lock,
-    .io_read = io_read, .io_write = io_write, .mem_ptr = mem_ptr, .watch_new = watch_new, .watch_del = watch_del,
-};
-
 /* --- guest memory ------------------------------------------------------------------------------- */
-uint64_t *at64(uint64_t gpa) { return (uint64_t *)(void *)(m.ram + gpa); }
+uint64_t *at64(uint64_t gpa) { return (uint64_t *)(void *)(m.h.ram + gpa); }
 
 uint64_t new_page(void) /* for programs */
 {
@@ -231,13 +112,13 @@ uint64_t map(uint64_t lin, uint64_t flags)
     *pte(lin) = gpa | flags;
     return gpa;
 }
-uint8_t *user_ptr(uint64_t lin) { return m.ram + ((*pte(lin) & PA) | (lin & 0xfff)); }
+uint8_t *user_ptr(uint64_t lin) { return m.h.ram + ((*pte(lin) & PA) | (lin & 0xfff)); }
 uint64_t *user64(uint64_t lin) { return (uint64_t *)(void *)user_ptr(lin); }
 
 void put_bytes(uint64_t lin, const void *p, size_t n)
 {
     memcpy(user_ptr(lin), p, n);
-    m.ops->code_written(m.vm, *pte(lin) & PA, 4096);
+    m.h.ops->code_written(m.h.vm, *pte(lin) & PA, 4096);
 }
 void patch64(uint64_t lin, uint64_t v) { put_bytes(lin, &v, 8); }
 
@@ -265,15 +146,13 @@ void check_zones(void)
 
 void run_once(void)
 {
-    struct hvx_exit x = {.size = sizeof(x)};
-    int rc = m.ops->vcpu_run(m.vcpu, &x);
-    if (rc || x.reason != HVX_EXIT_INTERRUPTED)
-        fail_msg("vcpu_run gives %d, reason %u (%s), RIP %#llx", rc, x.reason, x.text, (unsigned long long)m.c->rip);
+    if (!test_host_run(&m.h))
+        fail_msg("RIP %#llx", (unsigned long long)m.c->rip);
 }
 void go_on(void)
 {
     alarm(30);
-    while (!m.stopped)
+    while (!m.h.stopped)
         run_once();
     alarm(0);
     check_zones();
@@ -281,7 +160,7 @@ void go_on(void)
 void go(uint64_t cmd)
 {
     m.a->cmd = cmd;
-    m.stopped = false;
+    m.h.stopped = false;
     go_on();
 }
 void go_arg(uint64_t cmd, uint64_t arg)
@@ -309,102 +188,59 @@ void natively(void) { entries_before = m.c->st.direct_entries; }
 void was_native(void) { assert_true(m.c->st.direct_entries > entries_before); }
 
 /* --- setting up --------------------------------------------------------------------------------------- */
-static void gate(unsigned n, uint64_t target, unsigned dpl)
-{
-    uint64_t lo = (target & 0xffff) | 8u << 16 | (uint64_t)(0x8e00 | dpl << 13) << 32 | (target >> 16 & 0xffff) << 48;
-    *at64(IDT + n * 16) = lo;
-    *at64(IDT + n * 16 + 8) = target >> 32;
-}
 static uint64_t kernel_at(const uint8_t *label) { return KLIN + KERNEL + (uint64_t)(label - kernel_start); }
-
-static void set_seg(struct hvx_segment *s, uint16_t sel, uint16_t attr)
-{
-    s->selector = sel;
-    s->attr = attr;
-    s->limit = attr & 0x100 ? 0 : 0xffffffff;
-    s->base = 0;
-}
 
 static void set_state(void)
 {
-    struct hvx_error err = {.text = ""};
-    struct hvx_vcpu_regs *r = aligned_alloc(64, (sizeof(*r) + 63) & ~(size_t)63);
-    memset(r, 0, sizeof(*r));
-    r->size = sizeof(*r);
-    m.ops->vcpu_get(m.vcpu, r);
-    r->mp_state = 0;
+    struct hvx_vcpu_regs *r = test_host_get(&m.h);
     r->rip = kernel_at(kernel_loop);
-    r->rflags = 2;
     r->gpr[HVX_RSP] = KLIN + KERNEL;
-    set_seg(&r->seg[HVX_CS], 0x08, 0xa09b);
-    set_seg(&r->seg[HVX_SS], 0x10, 0xc093);
-    set_seg(&r->seg[HVX_DS], 0, 0x100);
-    set_seg(&r->seg[HVX_ES], 0, 0x100);
-    set_seg(&r->seg[HVX_FS], 0, 0x100);
-    set_seg(&r->seg[HVX_GS], 0, 0x100);
-    set_seg(&r->ldtr, 0, 0x100);
-    set_seg(&r->tr, 0x40, 0x8b);
+    test_segment(&r->seg[HVX_CS], 0x08, 0xa09b);
+    test_segment(&r->seg[HVX_SS], 0x10, 0xc093);
     r->tr.base = KLIN + TSS;
-    r->tr.limit = 0x67;
     r->gdt_base = KLIN + GDT, r->gdt_limit = 127;
     r->idt_base = KLIN + IDT, r->idt_limit = 4095;
-    r->cr0 = 0x80050033;
     r->cr3 = m.root;
-    r->cr4 = 0x20 | 0x80 | 0x200 | 0x400 | 0x10000 | 0x40000 | (m.pcid ? 0x20000 : 0);
-    r->efer = 1 | 0x100 | 0x400 | 0x800;
+    r->cr4 |= 0x80 | 0x10000 | 0x40000 | (m.pcid ? 0x20000 : 0);
     r->xcr0 = 7;
     r->star = (uint64_t)0x23 << 48 | (uint64_t)0x08 << 32;
     r->lstar = r->cstar = kernel_at(kernel_syscall);
     r->sfmask = 0x47700;
-    r->dr[6] = 0xffff0ff0, r->dr[7] = 0x400;
     memcpy(r->xsave, &(uint16_t){0x37f}, 2);
     memcpy(r->xsave + 24, &(uint32_t){0x1f80}, 4);
     memcpy(r->xsave + 512, &(uint64_t){3}, 8);
-    if (m.ops->vcpu_set(m.vcpu, r, &err))
-        fail_msg("the engine refuses the start state: %s", err.text);
-    free(r);
+    if (!test_host_set(&m.h, r))
+        fail_msg("%s", m.h.log);
 }
 
 void machine_new(unsigned helpers)
 {
-    struct hvx_error err = {.text = ""};
-    struct hvx_engine_config cfg = {.size = sizeof(cfg), .n_vcpus = 1, .cpu_model = "host", .options = (const void *)&host};
-    uint64_t tss = KLIN + TSS;
-    const uint64_t gdt[] = {0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0, 0x00cffb000000ffff, 0x00cff3000000ffff, 0x00affb000000ffff, 0,
-                            0x00008b0000000067 | (tss & 0xffffff) << 16 | (tss >> 24 & 0xff) << 56, tss >> 32, 0, 0, 0, 0, 0, 0};
-    m.helpers = helpers;
-    m.fd = memfd_create("test-direct-ram", MFD_CLOEXEC);
-    assert_true(m.fd >= 0);
-    assert_int_equal(ftruncate(m.fd, RAM_SIZE), 0);
-    m.ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, m.fd, 0);
-    assert_true(m.ram != MAP_FAILED);
+    m.h.direct = "user";
+    m.h.direct_eager = true;
+    m.h.helpers = helpers;
+    assert_true(test_host_ram(&m.h, RAM_SIZE, true));
     m.next_table = TABLES;
     m.next_page = USER;
     m.root = 0;
     new_root();
-    memcpy(m.ram + GDT, gdt, sizeof(gdt));
-    *(uint32_t *)(void *)(m.ram + TSS + 4) = (uint32_t)(KLIN + KERNEL);
-    *(uint32_t *)(void *)(m.ram + TSS + 8) = (uint32_t)((KLIN + KERNEL) >> 32);
-    memcpy(m.ram + TSS + 0x66, &(uint16_t){0x68}, 2);
+    test_gdt(at64(GDT), KLIN + TSS);
+    *(uint32_t *)(void *)(m.h.ram + TSS + 4) = (uint32_t)(KLIN + KERNEL);
+    *(uint32_t *)(void *)(m.h.ram + TSS + 8) = (uint32_t)((KLIN + KERNEL) >> 32);
+    memcpy(m.h.ram + TSS + 0x66, &(uint16_t){0x68}, 2);
     for (unsigned i = 0; i < 32; i++)
-        gate(i, KLIN + KERNEL + i * 16, i == 3 || i == 4 ? 3 : 0);
-    gate(0x80, kernel_at(kernel_int80), 3);
-    memcpy(m.ram + KERNEL, kernel_start, (size_t)(kernel_end - kernel_start));
-    m.a = (void *)(m.ram + KERNEL + (kernel_area - kernel_start));
-    memset(m.ram + SECRET, 0x77, 4096);
+        test_gate(at64(IDT), i, KLIN + KERNEL + i * 16, i == 3 || i == 4 ? 3 : 0);
+    test_gate(at64(IDT), 0x80, kernel_at(kernel_int80), 3);
+    memcpy(m.h.ram + KERNEL, kernel_start, (size_t)(kernel_end - kernel_start));
+    m.a = (void *)(m.h.ram + KERNEL + (kernel_area - kernel_start));
+    memset(m.h.ram + SECRET, 0x77, 4096);
 
-    m.ops = hvx_plugin_cpu_bt.ops;
-    struct hvx_mem_slot slot = {.size = sizeof(slot), .id = 0, .gpa = 0, .bytes = RAM_SIZE, .hva = m.ram, .fd = m.fd};
-    if (hvx_plugin_cpu_bt.init(&host, NULL, &m.ctx, &err) || m.ops->probe(m.ctx, &err) ||
-        m.ops->vm_create(m.ctx, (struct hvx_vm *)&host, &cfg, &m.vm, &err) || m.ops->set_slot(m.vm, &slot, &err) ||
-        m.ops->vcpu_create(m.vm, 0, &m.vcpu, &err) || m.ops->prepare(m.vm, &err))
-        fail_msg("cannot start the engine: %s", err.text);
-    m.c = (struct bt_vcpu *)m.vcpu;
-    if (!m.c->direct) { /* host_log() has the reason */
-        print_message("  skipped: %s\n", last_log);
+    if (!test_host_start(&m.h))
+        fail_msg("%s", m.h.log);
+    m.c = (struct bt_vcpu *)m.h.vcpu;
+    if (!m.c->direct) {
+        print_message("  skipped: %s\n", m.h.log);
         skip();
     }
-    m.ops->vcpu_reset(m.vcpu);
     set_state();
     map(CODE, RW);
     map(DATA, RW | NX);
@@ -414,16 +250,7 @@ void machine_new(unsigned helpers)
 
 void machine_free(void)
 {
-    struct hvx_vcpu *v = m.vcpu;
-    m.vcpu = NULL;
-    if (v)
-        m.ops->vcpu_destroy(v);
-    if (m.vm)
-        m.ops->vm_destroy(m.vm);
-    if (m.ctx)
-        hvx_plugin_cpu_bt.fini(m.ctx);
-    munmap(m.ram, RAM_SIZE);
-    close(m.fd);
+    test_host_end(&m.h);
     memset(&m, 0, sizeof(m));
 }
 

@@ -14,7 +14,7 @@
 #define TEST_DIRECT_H
 
 #include "direct.h"
-#include <hvx/plugin.h>
+#include "test_host.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -31,7 +31,6 @@
 #define USER 0x1000000u /* what programs may have lies above, all else is the kernel's */
 #define SECRET 0x1f0000u
 #define KLIN 0xffffffff80000000ull
-#define PORT 0xf4
 
 /* Where programs are put. */
 #define CODE 0x400000ull
@@ -58,18 +57,11 @@ struct area {
 
 /* --- the machine: test_direct.c ------------------------------------------------------------ */
 struct machine {
-    const struct hvx_cpu_ops *ops;
-    struct hvx_engine_vm *vm;
-    struct hvx_vcpu *vcpu;
+    struct test_host h;
     struct bt_vcpu *c;
-    void *ctx;
-    int fd;
-    uint8_t *ram;
     struct area *a;
     uint64_t root, next_table, next_page;
-    unsigned helpers;
     bool pcid;
-    volatile bool stopped;
 };
 extern struct machine m;
 extern const char *volatile doing; /* for the watchdog */
@@ -79,7 +71,6 @@ void begin(const char *name);
 void begin_pcid(const char *name);
 void machine_new(unsigned helpers);
 void machine_free(void);
-uint64_t host_clock(void); /* ns */
 
 uint64_t *at64(uint64_t gpa);
 uint64_t new_page(void); /* for programs */

@@ -70,7 +70,7 @@ void a_helper_that_runs_is_killed(void **state)
     put_program(CODE, p_count);
     put_program(GOOD, p_loop);
     kill_maker();
-    for (unsigned i = 0; i < m.helpers; i++) {
+    for (unsigned i = 0; i < m.h.helpers; i++) {
         good_program_still_runs();
         was_native();
         struct direct_proc *p = current_proc();
@@ -105,7 +105,7 @@ static void wait_remade(uint64_t n)
 }
 static void expect_all_native(void)
 {
-    for (unsigned i = 0; i < m.helpers; i++)
+    for (unsigned i = 0; i < m.h.helpers; i++)
         assert_int_equal(atomic_load(&m.c->direct->proc[i].dead), 0);
     natively();
     good_program_still_runs();
@@ -122,13 +122,13 @@ void lost_helpers_are_replaced(void **state)
         good_program_still_runs();
         was_native();
         m.c->direct->remake_from = 0; /* a long time has passed */
-        for (unsigned i = 0; i < m.helpers; i++)
+        for (unsigned i = 0; i < m.h.helpers; i++)
             kill(m.c->direct->proc[i].pid, SIGKILL);
-        for (unsigned i = 0; i < m.helpers; i++)
+        for (unsigned i = 0; i < m.h.helpers; i++)
             wait_dead(&m.c->direct->proc[i]);
         natively();
         good_program_still_runs(); /* with none, in the soft tier */
-        wait_remade((round + 1) * m.helpers);
+        wait_remade((round + 1) * m.h.helpers);
         expect_all_native();
         check_zones();
         write_at(DATA, round + 7);
@@ -145,11 +145,11 @@ void replacements_are_limited(void **state)
     begin(__func__);
     put_program(GOOD, p_loop);
     good_program_still_runs();
-    uint64_t from = host_clock();
+    uint64_t from = test_host_clock();
     unsigned kills = 0;
-    while (host_clock() - from < 3000000000u) { /* whoever kills them as fast as they come */
+    while (test_host_clock() - from < 3000000000u) { /* whoever kills them as fast as they come */
         struct timespec t = {0, 1000000};
-        for (unsigned i = 0; i < m.helpers; i++)
+        for (unsigned i = 0; i < m.h.helpers; i++)
             if (!atomic_load(&m.c->direct->proc[i].dead)) {
                 kill(m.c->direct->proc[i].pid, SIGKILL);
                 wait_dead(&m.c->direct->proc[i]);
@@ -215,7 +215,7 @@ static void *hammer(void *arg)
         seen = hammer_at;
         for (unsigned k = 0; k < i % 500; k++)
             __builtin_ia32_pause();
-        m.ops->vcpu_kick(m.vcpu);
+        m.h.ops->vcpu_kick(m.h.vcpu);
     }
     return NULL;
 }
@@ -229,17 +229,17 @@ void a_kick_ends_an_endless_loop(void **state)
     put_program(CODE, p_count);
     set_start(CODE);
     m.a->cmd = CMD_IRET;
-    m.stopped = false;
+    m.h.stopped = false;
     hammer_at = 0;
     natively();
     pthread_create(&t, NULL, hammer, NULL);
     for (unsigned i = 0; i < 3000; i++) {
-        uint64_t before = host_clock();
+        uint64_t before = test_host_clock();
         hammer_at++;
         alarm(10);
         run_once();
         alarm(0);
-        uint64_t took = host_clock() - before;
+        uint64_t took = test_host_clock() - before;
         worst = took > worst ? took : worst;
     }
     pthread_join(t, NULL);

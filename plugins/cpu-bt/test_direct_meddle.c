@@ -39,7 +39,7 @@ static void check_maps(const struct direct_proc *p)
         }
         if (strstr(file, "[vsyscall]"))
             continue;
-        if (!strstr(file, "test-direct-ram"))
+        if (!strstr(file, TEST_RAM_NAME))
             fail_msg("the helper has more than guest RAM: %s", line);
         for (; from < to; from += 4096, off += 4096) {
             uint64_t e = *pte(from);
@@ -60,8 +60,8 @@ static void *kicker(void *arg)
     while (kicking) {
         nanosleep(&t, NULL);
         pthread_mutex_lock(&kick_lock);
-        if (m.vcpu)
-            m.ops->vcpu_kick(m.vcpu);
+        if (m.h.vcpu)
+            m.h.ops->vcpu_kick(m.h.vcpu);
         pthread_mutex_unlock(&kick_lock);
     }
     return NULL;
@@ -377,7 +377,7 @@ static void *kick_later(void *arg)
     struct timespec t = {0, 50000000};
     (void)arg;
     nanosleep(&t, NULL);
-    m.ops->vcpu_kick(m.vcpu);
+    m.h.ops->vcpu_kick(m.h.vcpu);
     return NULL;
 }
 #define MANY 8192u
@@ -424,7 +424,7 @@ static void false_exits(bool late_signal)
         for (unsigned i = 0; i < 4; i++) {
             set_start(CODE + 0x400);
             m.a->cmd = CMD_IRET;
-            m.stopped = false;
+            m.h.stopped = false;
             pthread_create(&t, NULL, kick_later, NULL);
             alarm(30);
             run_once();
@@ -435,7 +435,7 @@ static void false_exits(bool late_signal)
             nanosleep(&ts, NULL);
             if (*count != n)
                 fail_msg("round %u: the program runs on though the vCPU has stopped", round);
-            if (!m.stopped) { /* out of the loop: a system call */
+            if (!m.h.stopped) { /* out of the loop: a system call */
                 put_bytes(CODE + 0x400, "\x0f\x05", 2);
                 go_on();
                 put_program(CODE + 0x400, p_count);
@@ -521,7 +521,7 @@ static void *look_and_kick(void *arg)
             seen_forbidden |= !strncmp(line, "500000000000-500000001000 rw", 28);
         fclose(f);
     }
-    m.ops->vcpu_kick(m.vcpu);
+    m.h.ops->vcpu_kick(m.h.vcpu);
     return NULL;
 }
 void with_the_cookie_the_stub_would_be_of_use(void **state)
@@ -540,7 +540,7 @@ void with_the_cookie_the_stub_would_be_of_use(void **state)
     meddling_registers(SET_MMAP, p, p->cookie);
     set_start(CODE + 16);
     m.a->cmd = CMD_IRET;
-    m.stopped = false;
+    m.h.stopped = false;
     pthread_create(&t, NULL, look_and_kick, p);
     alarm(30);
     run_once(); /* it maps the page, is resumed, and does it again */

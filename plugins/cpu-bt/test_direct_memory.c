@@ -60,7 +60,7 @@ void write_protection_and_copy_on_write(void **state)
     write_at(X, 6);
     expect_pf(7, X);
     assert_int_equal(*at64(p1), 5);
-    memcpy(m.ram + p2, m.ram + p1, 4096);
+    memcpy(m.h.ram + p2, m.h.ram + p1, 4096);
     *pte(X) = p2 | RW | NX;
     invlpg(X);
     natively();

@@ -46,15 +46,15 @@ static int teardown(void **state)
 static void one(uint64_t at, uint32_t constant)
 {
     if (!warm_start(&m, path))
-        fail_msg("%s", m.log);
+        fail_msg("%s", m.h.log);
     warm_run(&m, at, constant);
     warm_end(&m);
     assert_true(m.result == warm_expect(constant));
 }
 static void says(const char *what)
 {
-    if (!strstr(m.log, what))
-        fail_msg("the log lacks \"%s\": %s", what, m.log);
+    if (!strstr(m.h.log, what))
+        fail_msg("the log lacks \"%s\": %s", what, m.h.log);
 }
 static void cold(void)
 {
@@ -295,7 +295,7 @@ static void made_anew_for_another_model(void **state)
     one(WARM_USER_A, A_CONSTANT);
     if (!warm_start(&second, path))
         fail();
-    struct bt_warm *w = ((struct bt_vm *)second.vm)->warm;
+    struct bt_warm *w = ((struct bt_vm *)second.h.vm)->warm;
     assert_true(w->n_index > 4);
     uint64_t id = w->id[2];
     assert_true(bt_warm_fetch(w, &w->arena[0], 0) != NULL);

@@ -6,9 +6,8 @@
 #ifndef TEST_WARM_H
 #define TEST_WARM_H
 
+#include "test_host.h"
 #include "warm_file.h"
-#include <hvx/cpu.h>
-#include <hvx/plugin.h>
 
 /* Where the program may be: two places for a program, two for a kernel, one where nothing may be moved. */
 #define WARM_USER_A 0x7f1234500000ull
@@ -18,17 +17,10 @@
 #define WARM_LOW 0x400000ull
 
 struct warm_machine {
-    const struct hvx_cpu_ops *ops;
-    struct hvx_engine_vm *vm;
-    struct hvx_vcpu *vcpu;
-    void *ctx;
-    uint8_t *ram;
-    bool done;
-    const char *path;
+    struct test_host h;
     uint64_t result, loaded, kept, lost, blocks; /* after warm_run() */
-    char log[4000];                              /* all lines of the engine's */
 };
-/* path: the option. False: m->log has why. */
+/* path: the option. False: m->h.log has why. */
 bool warm_start(struct warm_machine *m, const char *path);
 /* The program at `at`; `constant` is in its bytes, and in m->result. */
 void warm_run(struct warm_machine *m, uint64_t at, uint32_t constant);
