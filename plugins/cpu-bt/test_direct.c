@@ -186,6 +186,17 @@ void expect_syscall(void) { assert_int_equal(m.a->vec, VEC_SYSCALL); }
 uint64_t entries_before;
 void natively(void) { entries_before = m.c->st.direct_entries; }
 void was_native(void) { assert_true(m.c->st.direct_entries > entries_before); }
+void go_natively(uint64_t cmd)
+{
+    natively();
+    go(cmd);
+    was_native();
+}
+void start_natively(uint64_t rip)
+{
+    set_start(rip);
+    go_natively(CMD_IRET);
+}
 
 /* --- setting up --------------------------------------------------------------------------------------- */
 static uint64_t kernel_at(const uint8_t *label) { return KLIN + KERNEL + (uint64_t)(label - kernel_start); }

@@ -99,13 +99,20 @@ void start(uint64_t rip);
 /* Neither the cookie nor a half of it is anywhere in a zone while the vCPU has control. */
 void check_zones(void);
 void expect_syscall(void);
-#define expect_trap(v, e, at)                                                                                          \
+#define expect_trap_in(code, v, e, at)                                                                                 \
     do {                                                                                                               \
         assert_int_equal(m.a->vec, v);                                                                                 \
         assert_int_equal(m.a->err, e);                                                                                 \
         assert_int_equal(m.a->rip, at);                                                                                \
-        assert_int_equal(m.a->cs, 0x33);                                                                               \
+        assert_int_equal(m.a->cs, code);                                                                               \
         assert_int_equal(m.a->ss, 0x2b);                                                                               \
+    } while (0)
+#define expect_trap(v, e, at) expect_trap_in(0x33, v, e, at)
+#define program_traps(name, v, e, at)                                                                                  \
+    do {                                                                                                               \
+        put_program(CODE, name);                                                                                       \
+        start(CODE);                                                                                                   \
+        expect_trap(v, e, at);                                                                                         \
     } while (0)
 #define expect_pf(e, lin)                                                                                              \
     do {                                                                                                               \
@@ -118,6 +125,8 @@ void expect_syscall(void);
 extern uint64_t entries_before;
 void natively(void);
 void was_native(void);
+void go_natively(uint64_t cmd); /* go() between them */
+void start_natively(uint64_t rip);
 struct direct_proc *current_proc(void); /* NULL: none, or dead */
 
 /* --- programs ------------------------------------------------------------------------------ */

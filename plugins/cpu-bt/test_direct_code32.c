@@ -21,13 +21,17 @@ static void start32(uint64_t rip)
     set_start32(rip);
     go(CMD_IRET);
 }
-#define expect32(v, e, at)                                                                                             \
+static void start32_natively(uint64_t rip)
+{
+    set_start32(rip);
+    go_natively(CMD_IRET);
+}
+#define expect32(v, e, at) expect_trap_in(0x23, v, e, at)
+#define program32_traps(name, v, e, at)                                                                                \
     do {                                                                                                               \
-        assert_int_equal(m.a->vec, v);                                                                                 \
-        assert_int_equal(m.a->err, e);                                                                                 \
-        assert_int_equal(m.a->rip, at);                                                                                \
-        assert_int_equal(m.a->cs, 0x23);                                                                               \
-        assert_int_equal(m.a->ss, 0x2b);                                                                               \
+        put_program(CODE, name);                                                                                       \
+        start32(CODE);                                                                                                 \
+        expect32(v, e, at);                                                                                            \
     } while (0)
 static void set_null(unsigned seg)
 {
@@ -69,9 +73,7 @@ void code32_and_its_system_calls(void **state)
     assert_int_equal(m.c->seg[BT_DS].selector, 0x2b);
     assert_int_equal(m.a->rsp, STACK - 64);
     RAX = 40;
-    natively();
-    go(CMD_IRET);
-    was_native();
+    go_natively(CMD_IRET);
     expect32(0x80, 0, after + 7);
     assert_int_equal(RAX, 43);
     assert_int_equal(m.a->gpr[6], STACK - 64);
@@ -100,31 +102,23 @@ void code32_finds_its_tls_entries(void **state)
     start32(CODE); /* there is none */
     expect32(13, 0x60, gp);
     *TLS(0) = FLAT_AT(DATA);
-    natively();
-    start32(CODE);
-    was_native();
+    start32_natively(CODE);
     expect32(0x80, 0, CODE + SIZE(p32_tls) - 2);
     assert_int_equal(RBX, 0x11);
     assert_int_equal(RCX, 0x63);
     assert_int_equal(m.a->gpr[2], 0);
     assert_int_equal(m.c->seg[BT_GS].selector, 0x63);
     assert_int_equal(m.c->seg[BT_GS].base, DATA);
-    natively();
-    go(CMD_IRET);
-    was_native();
+    go_natively(CMD_IRET);
     assert_int_equal(RBX, 0x11);
     /* Another thread's, as it were: GS keeps what it has until it is loaded. */
     *TLS(0) = FLAT_AT(DATA + 0x40);
     go(CMD_IRET);
     assert_int_equal(RBX, 0x11);
-    natively();
-    start32(CODE);
-    was_native();
+    start32_natively(CODE);
     assert_int_equal(RBX, 0x22);
     *TLS(2) = FLAT_AT(DATA + 0x80);
-    natively();
-    start32(CODE + 0x100);
-    was_native();
+    start32_natively(CODE + 0x100);
     assert_int_equal(m.a->vec, 0x80);
     assert_int_equal(RBX, 0x33);
     /* no 32 bits, a system segment, not there: as the guest's processor takes them */
@@ -141,9 +135,7 @@ void code32_finds_its_tls_entries(void **state)
     /* read-only, and with a limit */
     set_null(BT_FS); /* what it has is not what the helper could load */
     *TLS(2) = (FLAT_AT(DATA) & ~(1ull << 55) & ~(1ull << 41) & ~0xf00000000ffffull) | 11;
-    natively();
-    start32(CODE + 0x100);
-    was_native();
+    start32_natively(CODE + 0x100);
     assert_int_equal(m.a->vec, 0x80);
     assert_int_equal(RBX, 0x11);
     set_null(BT_FS);
@@ -171,9 +163,7 @@ void segments_are_the_guests(void **state)
     begin32(__func__);
     put_program(CODE, p_segs64);
     put_program(CODE + 0x100, p32_ss);
-    natively();
-    start(CODE);
-    was_native();
+    start_natively(CODE);
     expect_syscall();
     assert_int_equal(m.c->seg[BT_DS].selector, 0x2b);
     assert_int_equal(m.c->seg[BT_ES].selector, 0x33);
@@ -188,9 +178,7 @@ void segments_are_the_guests(void **state)
     assert_int_equal(m.a->vec, 12); /* IRET's */
     *at64(GDT + 40) |= 1ull << 47;
     *TLS(0) = FLAT_AT(0);
-    natively();
-    start32(CODE + 0x100);
-    was_native();
+    start32_natively(CODE + 0x100);
     assert_int_equal(m.a->vec, 0x80);
     assert_int_equal(RBX, 0x63);
     assert_int_equal(m.a->ss, 0x63);
@@ -211,28 +199,16 @@ void code32_exceptions(void **state)
     (void)state;
     begin32(__func__);
     natively();
-    put_program(CODE, p32_int3);
-    start32(CODE);
-    expect32(3, 0, CODE + 2);
-    put_program(CODE, p32_int_3);
-    start32(CODE);
-    expect32(3, 0, CODE + 3);
+    program32_traps(p32_int3, 3, 0, CODE + 2);
+    program32_traps(p32_int_3, 3, 0, CODE + 3);
     start(CODE); /* the same in 64-bit code */
     expect_trap(3, 0, CODE + 3);
-    put_program(CODE, p32_int_4);
-    start32(CODE);
-    expect32(4, 0, CODE + 3);
+    program32_traps(p32_int_4, 4, 0, CODE + 3);
     start(CODE);
     expect_trap(4, 0, CODE + 3);
-    put_program(CODE, p32_into);
-    start32(CODE);
-    expect32(4, 0, CODE + 7);
-    put_program(CODE, p32_bound);
-    start32(CODE);
-    expect32(5, 0, CODE + SIZE(p32_bound) - 6);
-    put_program(CODE, p32_aam0);
-    start32(CODE);
-    expect32(0, 0, CODE + 5);
+    program32_traps(p32_into, 4, 0, CODE + 7);
+    program32_traps(p32_bound, 5, 0, CODE + SIZE(p32_bound) - 6);
+    program32_traps(p32_aam0, 0, 0, CODE + 5);
     put_program(CODE, p32_wrap);
     *user64(DATA + 0x100) = 0x77;
     start32(CODE);
@@ -267,25 +243,19 @@ void fast_system_calls_of_code32(void **state)
     *pte(DATA) &= ~NX;
     put_bytes(DATA, f_call, sizeof(f_call));
     put_program(CODE, p32_call_amd);
-    natively();
-    start32(CODE);
-    was_native();
+    start32_natively(CODE);
     expect_syscall();
     assert_int_equal(m.a->rip, DATA + 3); /* RCX: it tells where it stood */
     assert_int_equal(m.c->leave_after, 0);
     assert_int_equal(RAX, 9);
     assert_int_equal(m.a->gpr[5], 0x5555);
     m.a->cs = 0x23, m.a->ss = 0x2b;
-    natively();
-    go(CMD_IRET);
-    was_native();
+    go_natively(CMD_IRET);
     expect32(0x80, 0, CODE + SIZE(p32_call_amd));
     /* from a page where it was written later: it is a system call all the same, with what Linux looks at */
     map(0x700000, RW);
     put_program(CODE, p32_make);
-    natively();
-    start32(CODE);
-    was_native();
+    start32_natively(CODE);
     expect_syscall();
     assert_int_equal(RAX, 9);
     assert_int_equal(m.a->gpr[5], 0x5555);

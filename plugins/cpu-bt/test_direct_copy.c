@@ -27,9 +27,7 @@ static void start_page(const uint8_t *program, size_t n, uint64_t flags)
 }
 static void run_page(uint64_t rax, uint64_t rbx)
 {
-    natively();
-    start(PAGE);
-    was_native();
+    start_natively(PAGE);
     expect_syscall();
     assert_int_equal(RAX, rax);
     assert_int_equal(RBX, rbx);

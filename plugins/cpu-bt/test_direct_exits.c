@@ -27,9 +27,7 @@ void a_loop_and_its_system_calls_run_natively(void **state)
     assert_int_equal(m.a->rsp, STACK - 64);
     RAX = 40;
     m.a->flags = 0x202;
-    natively();
-    go(CMD_SYSRET);
-    was_native();
+    go_natively(CMD_SYSRET);
     expect_syscall();
     assert_int_equal(RBX, 77);
     assert_int_equal(m.a->gpr[6], 43);
@@ -47,16 +45,12 @@ void vector_registers_and_bases_survive_an_exit(void **state)
     put_program(CODE, p_state);
     *user64(DATA + 16) = 0xf5f5;
     *user64(DATA + 0x50) = 0x6565;
-    natively();
-    start(CODE);
-    was_native();
+    start_natively(CODE);
     expect_syscall();
     assert_true(m.a->flags & 0x400);
     assert_int_equal(m.c->seg_base[BT_FS], DATA);
     assert_int_equal(m.c->seg_base[BT_GS], DATA + 0x40);
-    natively();
-    go(CMD_SYSRET);
-    was_native();
+    go_natively(CMD_SYSRET);
     expect_syscall();
     assert_true(m.a->gpr[9] & 0x400);
     assert_int_equal(m.a->gpr[12], 0x1122334455667788);
@@ -79,28 +73,14 @@ void exceptions_have_the_right_vector_code_and_rip(void **state)
     (void)state;
     begin(__func__);
     natively();
-    put_program(CODE, p_int3);
-    start(CODE);
-    expect_trap(3, 0, CODE + 2);
-    put_program(CODE, p_ud2);
-    start(CODE);
-    expect_trap(6, 0, CODE + 1);
-    put_program(CODE, p_de);
-    start(CODE);
-    expect_trap(0, 0, CODE + 2);
-    put_program(CODE, p_hlt);
-    start(CODE);
-    expect_trap(13, 0, CODE + 1);
-    put_program(CODE, p_int80);
-    start(CODE);
-    expect_trap(0x80, 0, CODE + 7);
+    program_traps(p_int3, 3, 0, CODE + 2);
+    program_traps(p_ud2, 6, 0, CODE + 1);
+    program_traps(p_de, 0, 0, CODE + 2);
+    program_traps(p_hlt, 13, 0, CODE + 1);
+    program_traps(p_int80, 0x80, 0, CODE + 7);
     assert_int_equal(RAX, 5);
-    put_program(CODE, p_int1);
-    start(CODE);
-    expect_trap(1, 0, CODE + 2);
-    put_program(CODE, p_noncanonical);
-    start(CODE);
-    expect_trap(13, 0, CODE + 10);
+    program_traps(p_int1, 1, 0, CODE + 2);
+    program_traps(p_noncanonical, 13, 0, CODE + 10);
     assert_true(m.c->st.direct_entries >= entries_before + 7);
 }
 
@@ -110,9 +90,7 @@ void single_step_traps_after_each_instruction(void **state)
     begin(__func__);
     uint64_t first = CODE + 1 + 7 + 1; /* behind POPF */
     put_program(CODE, p_tf);
-    natively();
-    start(CODE);
-    was_native();
+    start_natively(CODE);
     expect_trap(1, 0, first + 5);
     assert_int_equal(RBX, 9);
     assert_true(m.a->flags & 0x100);

@@ -44,9 +44,7 @@ void a_helper_that_waits_is_killed(void **state)
     expect_syscall();
     assert_int_equal(RBX, 77);
     assert_int_equal(m.a->gpr[6], LOOP_SUM + 3);
-    natively();
-    start(CODE);
-    was_native();
+    start_natively(CODE);
     expect_syscall();
     assert_int_equal(RAX, LOOP_SUM);
     assert_true(current_proc() && current_proc() != p);

@@ -299,9 +299,7 @@ void a_program_finds_no_cookie(void **state)
         m.a->gpr[6] = p->base + sizeof(struct direct_zone) - 3;
         RBX = ~(uint32_t)p->cookie;
         m.a->gpr[2] = ~(uint32_t)(p->cookie >> 32);
-        natively();
-        go(CMD_IRET);
-        was_native();
+        go_natively(CMD_IRET);
         expect_syscall();
         assert_int_equal(m.a->gpr[7], m.a->gpr[6]);
         assert_int_equal(m.a->gpr[12], 0);

@@ -63,9 +63,7 @@ void write_protection_and_copy_on_write(void **state)
     memcpy(m.h.ram + p2, m.h.ram + p1, 4096);
     *pte(X) = p2 | RW | NX;
     invlpg(X);
-    natively();
-    go(CMD_IRET); /* the store again */
-    was_native();
+    go_natively(CMD_IRET); /* the store again */
     expect_syscall();
     assert_int_equal(*at64(p1), 5);
     assert_int_equal(*at64(p2), 6);
@@ -268,9 +266,7 @@ void self_modifying_programs(void **state)
     begin(__func__);
     put_program(CODE, p_self);
     for (unsigned i = 0; i < 3; i++) {
-        natively();
-        start(CODE);
-        was_native();
+        start_natively(CODE);
         expect_syscall();
         assert_int_equal(RBX, 50 * 51 / 2);
     }
@@ -303,9 +299,7 @@ static void touch(uint64_t lin, uint64_t step, uint64_t n)
     m.a->gpr[7] = lin;
     m.a->gpr[6] = step;
     RCX = n;
-    natively();
-    go(CMD_IRET);
-    was_native();
+    go_natively(CMD_IRET);
     expect_syscall();
     assert_int_equal(m.a->gpr[7], lin + n * step);
 }
