@@ -177,13 +177,18 @@ static void stack_stub(struct bt_emit *e, struct bt_vcpu *c, uint32_t miss_stub,
     e_jmp(e, miss_stub);
 }
 
+static void call_flags_fn(struct bt_emit *e, struct bt_vcpu *c)
+{
+    e8(e, 0xff);
+    e_mod_abs(e, 2, e_abs(&c->flags_fn));
+}
+
 /* The same for flags that are not in the slot yet; keeps r14 and r15. */
 static void with_flags(struct bt_emit *e, struct bt_vcpu *c, uint32_t stub[BT_FLAGS_KINDS])
 {
     stub[BT_FLAGS_FN] = e_here(e);
     e_store(e, H_R15, &c->tmp[4]);
-    e8(e, 0xff); /* call [flags_fn] */
-    e_mod_abs(e, 2, e_abs(&c->flags_fn));
+    call_flags_fn(e, c);
     e8(e, 0xeb); /* jmp over the store */
     uint8_t *over = e->p;
     e8(e, 0);
@@ -193,6 +198,17 @@ static void with_flags(struct bt_emit *e, struct bt_vcpu *c, uint32_t stub[BT_FL
     flags_to_slot(e, c);
     e_load(e, H_R15, &c->tmp[4]);
     e_jmp(e, stub[BT_FLAGS_SLOT]);
+}
+
+/* To C between two blocks; r14 = rip, flags by flags_fn. */
+static void leave_between(struct bt_emit *e, struct bt_vcpu *c)
+{
+    call_flags_fn(e, c);
+    flags_to_slot(e, c);
+    spill_all(e, c);
+    e_store(e, H_R14, &c->rip);
+    e_store8_imm(e, &c->in_code, 2);
+    native_stack(e, c);
 }
 
 void bt_stubs_emit(struct bt_vcpu *c)
@@ -315,13 +331,7 @@ void bt_stubs_emit(struct bt_vcpu *c)
     /* jc_miss: r14 = rip, flags by flags_fn */
     for (unsigned t = 0; t < 2; t++) {
         k->stub_jc_miss[t] = e_here(e);
-        e8(e, 0xff); /* call [flags_fn] */
-        e_mod_abs(e, 2, e_abs(&c->flags_fn));
-        flags_to_slot(e, c);
-        spill_all(e, c);
-        e_store(e, H_R14, &c->rip);
-        e_store8_imm(e, &c->in_code, 2);
-        native_stack(e, c);
+        leave_between(e, c);
         call_c(e, c, (void *)bt_next_c);
         e_jmp(e, k->stub_go);
     }
@@ -329,13 +339,7 @@ void bt_stubs_emit(struct bt_vcpu *c)
     /* inline: the same for an inline cache; r15d = exit index */
     k->stub_inline = e_here(e);
     e_store32(e, H_R15, &k->inline_exit);
-    e8(e, 0xff);
-    e_mod_abs(e, 2, e_abs(&c->flags_fn));
-    flags_to_slot(e, c);
-    spill_all(e, c);
-    e_store(e, H_R14, &c->rip);
-    e_store8_imm(e, &c->in_code, 2);
-    native_stack(e, c);
+    leave_between(e, c);
     e_load32(e, H_RSI, &k->inline_exit);
     call_c(e, c, (void *)bt_inline_c);
     e_jmp(e, k->stub_go);
