@@ -18,13 +18,13 @@
 #define SHIFT 8
 #define ENTER_MEAN 300  /* in the soft tier, between two entries of the kernel, so that it pays */
 #define ENTER_CREDIT 20000 /* and for some 2 ms: a helper is not given to programs that are about to end */
-#define COLD 2            /* translations made or moved, for each entry of the kernel: a program that is new to the soft tier */
+#define COLD 2          /* translations made or moved, for each entry of the kernel: new to the soft tier */
 #define COLD_CREDIT 1000
 #define LEAVE_MEAN 50   /* in the helper, getting into the program and out of it included (10), the switches not */
 #define NEW_CODE 300
 #define FIRST_MEAN 270
 #define LONG 3600
-#define GREY (2 * LEAVE_MEAN) /* below: it may be better off in the soft tier, for after each switch it runs on cold TLBs */
+#define GREY (2 * LEAVE_MEAN) /* below: perhaps better off in the soft tier, for each switch leaves it with cold TLBs */
 #define PROBE_AFTER 4000u     /* so many of these, and it is tried; 16 times as many before the next try */
 #define PROBES_MAX 4
 #define PROBE_HOLD 200000     /* some 20 ms, in which it is not new to the soft tier any more */
@@ -41,10 +41,11 @@
 #define FLAT_CODE32 0xc0fbu
 #define FLIPS_MAX 4u      /* between 32-bit and 64-bit code, which costs all pages */
 
-/* What a helper adds to its eventfd: two values by turns, of which no multiple of one is the other, so that what was told
- * before it had new orders is not taken for an answer to them. */
+/* What a helper adds to its eventfd: two values by turns, of which no multiple of one is the other, so that what was
+ * told before it had new orders is not taken for an answer to them. */
 #define EXIT_VALUE (1ull << 40)
-#define NOT_RUN 0x1000 /* in a frame: no signal has come since the registers were put there; no vector has this number */
+/* In a frame: no signal has come since the registers were put there; no vector has this number. */
+#define NOT_RUN 0x1000
 
 static inline long sys4(long nr, long a, long b, long c, long d)
 {
@@ -85,7 +86,8 @@ bool bt_direct_wait(struct bt_vcpu *c, struct direct_proc *p, bool resume)
     bool dead = atomic_load(&p->dead);
     if (rc == 8 && n == p->one && !dead)
         return true;
-    bt_direct_lost(c, p, !dead); /* what it tells is left over from before: it has told of an exit that did not happen */
+    /* What it tells is left over from before: it has told of an exit that did not happen. */
+    bt_direct_lost(c, p, !dead);
     return false;
 }
 
@@ -178,15 +180,16 @@ static bool segments_fit(struct bt_vcpu *c, struct direct_space *s)
         return true;
     if (!bt_direct_tls(c, s, tls))
         return false;
-    return (code64 || (flat(&c->seg[BT_CS], FLAT_CODE32) && flat(&c->seg[BT_SS], FLAT_DATA))) && segment_fits(c, BT_DS, tls) &&
-           segment_fits(c, BT_ES, tls) && segment_fits(c, BT_FS, tls) && segment_fits(c, BT_GS, tls);
+    return (code64 || (flat(&c->seg[BT_CS], FLAT_CODE32) && flat(&c->seg[BT_SS], FLAT_DATA))) &&
+           segment_fits(c, BT_DS, tls) && segment_fits(c, BT_ES, tls) && segment_fits(c, BT_FS, tls) &&
+           segment_fits(c, BT_GS, tls);
 }
 
 static bool can(const struct bt_vcpu *c)
 {
     const uint32_t wrong = BT_MODE_TF | BT_MODE_NOFPU | BT_MODE_NOSSE | BT_MODE_NOAVX | BT_MODE_EM | BT_MODE_TSD;
-    return c->cpl == 3 && bt_long_mode(c) && !(c->mode & wrong) && c->iflag && !bt_stepping(c) && !c->bp_data && !c->dbg.n &&
-           !(c->sysflags & (BT_TF | BT_IOPL | BT_VM | BT_AC | BT_VIF | BT_VIP)) && selectors_fit(c) &&
+    return c->cpl == 3 && bt_long_mode(c) && !(c->mode & wrong) && c->iflag && !bt_stepping(c) && !c->bp_data &&
+           !c->dbg.n && !(c->sysflags & (BT_TF | BT_IOPL | BT_VM | BT_AC | BT_VIF | BT_VIP)) && selectors_fit(c) &&
            !(c->cr4 & BT_CR4_LA57) && (c->efer & BT_EFER_NXE) && !c->vm->cpuid->restricted;
 }
 
@@ -233,7 +236,8 @@ static void note(struct bt_vcpu *c, struct direct_space *s, uint64_t cycles)
     }
 }
 
-/* A program is about to go on after the kernel: shall it run natively? Counted in entries, seldom looking at the clock. */
+/* A program is about to go on after the kernel: shall it run natively? Counted in entries, seldom looking at the
+ * clock. */
 bool bt_direct_wanted(struct bt_vcpu *c, bool iret)
 {
     struct bt_direct *d = c->direct;
@@ -342,7 +346,8 @@ static void segments_out(struct bt_vcpu *c, const struct direct_proc *p)
     if (cs != c->seg[BT_CS].selector) { /* a far transfer */
         bool was64 = bt_code64(c);
         uint64_t desc = sys_desc_read(c, cs, BT_EX_GP, 0);
-        if (!sys_desc_code(desc) || !sys_desc_p(desc) || sys_desc_dpl(desc) != 3 || (sys_desc_l(desc) && sys_desc_d(desc)))
+        if (!sys_desc_code(desc) || !sys_desc_p(desc) || sys_desc_dpl(desc) != 3 ||
+            (sys_desc_l(desc) && sys_desc_d(desc)))
             bt_raise_err(c, BT_EX_GP, cs & 0xfffc);
         sys_commit_cs(c, cs, desc, 3);
         sys_mode_cs(c, was64);
@@ -384,9 +389,10 @@ static void registers_out(struct bt_vcpu *c, struct direct_proc *p)
         bt_mode_update(c);
 }
 
-/* Its registers are gone with its helper; memory has what it did since they were last seen. To go on from there would do
- * some of that twice, unnoticed. So it gets an exception for which programs seldom have a handler - SIGILL in Linux - and
- * nothing in its registers that one could take for its state: to return leads to address 0, with no stack. */
+/* Its registers are gone with its helper; memory has what it did since they were last seen. To go on from there would
+ * do some of that twice, unnoticed. So it gets an exception for which programs seldom have a handler - SIGILL in
+ * Linux - and nothing in its registers that one could take for its state: to return leads to address 0, with no
+ * stack. */
 static _Noreturn void end_program(struct bt_vcpu *c)
 {
     for (unsigned i = 0; i < 16; i++)
@@ -432,9 +438,9 @@ static bool page_fault(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, 
     return false;
 }
 
-/* SYSCALL or SYSENTER by 32-bit code from a page that had none when it was mapped. The host's kernel has forgotten where
- * it stood and put the registers as its vDSO would have them after the call: RIP lies there. The guest's is Linux, for
- * the selectors are its, and will do the same with what its entry gets. */
+/* SYSCALL or SYSENTER by 32-bit code from a page that had none when it was mapped. The host's kernel has forgotten
+ * where it stood and put the registers as its vDSO would have them after the call: RIP lies there. The guest's is
+ * Linux, for the selectors are its, and will do the same with what its entry gets. */
 static void fast_call(struct bt_vcpu *c)
 {
     struct bt_op op = {.next_rip = 0};
@@ -456,9 +462,9 @@ static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p
     uint64_t signal = p->zone->report.signal, trap = (uint64_t)g[REG_TRAPNO], cr2 = (uint64_t)g[REG_CR2];
     uint64_t error = (uint64_t)g[REG_ERR];
     if (p->zone->report.frame != p->base + p->uc - 8 || (uint64_t)g[REG_RIP] - p->base < sizeof(struct direct_zone)) {
-        /* It meddled with the stub: direct.h says why that ends it. The soft tier begins where the helper did, and shows
-         * the program what is there: nothing. Or another program had left the helper waiting with signals on, and a kick
-         * came before this one ran: it has lost nothing. */
+        /* It meddled with the stub: direct.h says why that ends it. The soft tier begins where the helper did, and
+         * shows the program what is there: nothing. Or another program had left the helper waiting with signals on, and
+         * a kick came before this one ran: it has lost nothing. */
         bt_direct_lost(c, p, true);
         d->soft = true;
         return false;

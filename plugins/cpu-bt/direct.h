@@ -99,8 +99,8 @@
 struct direct_op { /* one system call */
     uint64_t nr, arg[6], compat; /* compat: by INT 80h, one argument */
 };
-/* SYS_set_thread_area takes no address above 4 GiB: its order, and with it what it points to, is mapped there meanwhile,
- * where Linux has nothing of a 32-bit program's. */
+/* SYS_set_thread_area takes no address above 4 GiB: its order, and with it what it points to, is mapped there
+ * meanwhile, where Linux has nothing of a 32-bit program's. */
 #define DIRECT_LOW 0xfffff000ull
 #define DIRECT_TLS_FIRST 12u /* in the GDT */
 #define DIRECT_TLS 3u
@@ -135,10 +135,11 @@ struct direct_zone {
     struct direct_report report; /* 1 page */
     uint8_t stack[DIRECT_STACK];
 };
-_Static_assert(sizeof(struct direct_orders) == 32768 && sizeof(struct direct_report) == 4096, "whole pages: direct_stub.S");
+_Static_assert(sizeof(struct direct_orders) == 32768 && sizeof(struct direct_report) == 4096,
+               "whole pages: direct_stub.S");
 
-/* To and from the process that makes helpers. With a request go the descriptors of zone, orders, exits, with an answer a
- * pidfd. */
+/* To and from the process that makes helpers. With a request go the descriptors of zone, orders, exits, with an answer
+ * a pidfd. */
 struct direct_request {
     uint64_t base, cookie;
     uint32_t slot, pad;
@@ -176,7 +177,8 @@ struct direct_proc {
     struct direct_space *space;
 };
 
-/* LIVE, the device thread when it has ended: DEAD, the vCPU: ASKED, the device thread: MADE (or DEAD), the vCPU: LIVE. */
+/* LIVE, the device thread when it has ended: DEAD, the vCPU: ASKED, the device thread: MADE (or DEAD), the vCPU:
+ * LIVE. */
 enum { DIRECT_LIVE, DIRECT_DEAD, DIRECT_ASKED, DIRECT_MADE };
 
 /* 2 MiB of a space, as far as pages of it are mapped in the helper. */
@@ -236,7 +238,7 @@ struct bt_direct {
     unsigned n_copies;
     bool once;                       /* one instruction in the soft tier, then natively again */
     uint16_t rw_filter[65536];       /* how many writable pages, by hash of the address */
-    uint64_t soft_page;              /* linear page that must not run natively and is running: one instruction at a time */
+    uint64_t soft_page;              /* linear page that must not run natively and runs: one instruction at a time */
     bool new_code;                   /* the program has come to a page of code that its helper did not have */
     bool soft;                       /* until the program next comes from the kernel */
     uint64_t ran;                    /* cycles of the program since the kernel last let it go on */
@@ -275,7 +277,8 @@ void bt_direct_width(struct bt_vcpu *c, struct direct_space *s, bool code32);
 bool bt_direct_tls(struct bt_vcpu *c, struct direct_space *s, uint64_t tls[DIRECT_TLS]);
 void bt_direct_unknown(struct direct_proc *p); /* some of its orders were not carried out */
 int bt_direct_peek(struct bt_vcpu *c, uint64_t lin); /* the byte there, -1: none */
-bool bt_direct_zone_taken(struct bt_vcpu *c, const struct direct_space *s); /* the guest has something of its own there */
+/* The guest has something of its own there. */
+bool bt_direct_zone_taken(struct bt_vcpu *c, const struct direct_space *s);
 bool bt_direct_room(struct bt_vcpu *c, struct direct_space *s);
 /* Orders for what is likely to be needed. */
 void bt_direct_prefetch(struct bt_vcpu *c, struct direct_space *s);
@@ -293,7 +296,7 @@ void bt_direct_copies_end(struct bt_vm *vm);
 int bt_direct_next_rdpid(const uint8_t *page, int from);
 uint64_t bt_direct_copy(struct bt_vcpu *c, uint64_t pa, const uint8_t *page); /* where in the file, or DIRECT_NO_COPY */
 /* hooks */
-void bt_direct_uncopy(struct bt_vcpu *c, uint64_t pa, uint64_t n); /* the bytes change, or nobody watches them any more */
+void bt_direct_uncopy(struct bt_vcpu *c, uint64_t pa, uint64_t n); /* the bytes change, or nobody watches them now */
 void bt_direct_invlpg(struct bt_vcpu *c, uint64_t lin);
 void bt_direct_drop_write(struct bt_vcpu *c, uint64_t pa);
 void bt_direct_forget(struct bt_vcpu *c);          /* guest-physical memory has changed */

@@ -140,20 +140,21 @@ NO_SANITIZER static long load_filter(const struct program *p)
     return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &fprog);
 }
 
-/* What the maker does and what its children do until their own filter is there and, under the eyes of that one, after it.
- * Not a trap: the other filter's must prevail. */
+/* What the maker does and what its children do until their own filter is there and, under the eyes of that one, after
+ * it. Not a trap: the other filter's must prevail. */
 static void make_outer_filter(struct program *p)
 {
     static const int calls[] = {
-        SYS_read, SYS_write, SYS_rt_sigreturn, SYS_mmap, SYS_munmap, SYS_prctl, SYS_recvmsg, SYS_sendmsg, SYS_clone, SYS_close,
-        SYS_close_range, SYS_fcntl, SYS_dup2, SYS_sigaltstack, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_seccomp, SYS_rseq,
-        SYS_getppid, SYS_exit_group,
+        SYS_read, SYS_write, SYS_rt_sigreturn, SYS_mmap, SYS_munmap, SYS_prctl, SYS_recvmsg, SYS_sendmsg, SYS_clone,
+        SYS_close, SYS_close_range, SYS_fcntl, SYS_dup2, SYS_sigaltstack, SYS_rt_sigaction, SYS_rt_sigprocmask,
+        SYS_seccomp, SYS_rseq, SYS_getppid, SYS_exit_group,
     };
     p->n = 0;
     load(p, offsetof(struct seccomp_data, arch));
     put(p, BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 3, 0);
     load(p, offsetof(struct seccomp_data, nr));
-    put(p, BPF_JMP | BPF_JEQ | BPF_K, I386_SET_THREAD_AREA, 0, 1); /* x32 and what else there may be has other numbers */
+    /* x32 and what else there may be has other numbers */
+    put(p, BPF_JMP | BPF_JEQ | BPF_K, I386_SET_THREAD_AREA, 0, 1);
     put(p, BPF_RET | BPF_K, SECCOMP_RET_ALLOW, 0, 0);
     load(p, offsetof(struct seccomp_data, nr));
     for (unsigned i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
@@ -370,7 +371,10 @@ NO_SANITIZER _Noreturn static void try_code32(void)
     __asm__ volatile("int $0x80" : "+a"(rc) : "b"(low) : "memory", "r8", "r9", "r10", "r11");
     if (rc)
         _exit(2);
-    __asm__ volatile("mov %0, %%gs\n\tmov %1, %%ds\n\tljmpl *(%2)" ::"r"(DIRECT_TLS_FIRST * 8 + 3), "r"(SS_PROGRAM), "r"(low + 72) : "memory");
+    __asm__ volatile("mov %0, %%gs\n\tmov %1, %%ds\n\tljmpl *(%2)"
+                     :
+                     : "r"(DIRECT_TLS_FIRST * 8 + 3), "r"(SS_PROGRAM), "r"(low + 72)
+                     : "memory");
     _exit(3);
 }
 

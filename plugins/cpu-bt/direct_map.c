@@ -67,7 +67,8 @@ static bool leaf_find(struct bt_vcpu *c, uint64_t root, uint64_t lin, struct lea
 /* The entry of page i, with the rights of all levels; 0: not for programs. */
 static uint64_t leaf_entry(const struct leaf *l, unsigned i)
 {
-    uint64_t e = l->large ? (l->large & ~0x1000ull) + ((uint64_t)i << 12) : __atomic_load_n(&l->table[i], __ATOMIC_RELAXED);
+    uint64_t e = l->large ? (l->large & ~0x1000ull) + ((uint64_t)i << 12)
+                          : __atomic_load_n(&l->table[i], __ATOMIC_RELAXED);
     if (!(e & PTE_P) || !(e & PTE_U) || !l->us)
         return 0;
     if (!l->wr)
@@ -93,7 +94,10 @@ static uint32_t region_hash(unsigned space, uint64_t number)
 {
     return (uint32_t)((number ^ (uint64_t)space << 20) * 0x9e3779b1u >> 8) % DIRECT_HASH;
 }
-static unsigned space_index(const struct bt_direct *d, const struct direct_space *s) { return (unsigned)(s - d->space); }
+static unsigned space_index(const struct bt_direct *d, const struct direct_space *s)
+{
+    return (unsigned)(s - d->space);
+}
 
 static struct direct_region *region_find(struct bt_direct *d, const struct direct_space *s, uint64_t lin)
 {
@@ -394,7 +398,8 @@ int bt_direct_peek(struct bt_vcpu *c, uint64_t lin)
 /* A data segment as set_thread_area() makes them: 32 bits, DPL 3. */
 static bool tls_can(uint64_t d)
 {
-    return sys_desc_s(d) && !sys_desc_code(d) && sys_desc_dpl(d) == 3 && sys_desc_p(d) && sys_desc_d(d) && !sys_desc_l(d);
+    return sys_desc_s(d) && !sys_desc_code(d) && sys_desc_dpl(d) == 3 && sys_desc_p(d) && sys_desc_d(d) &&
+           !sys_desc_l(d);
 }
 
 static bool tls_order(struct bt_vcpu *c, struct direct_space *s, unsigned i, uint64_t d)
@@ -423,7 +428,8 @@ static bool tls_order(struct bt_vcpu *c, struct direct_space *s, unsigned i, uin
     desc[0] = DIRECT_TLS_FIRST + i;
     desc[1] = sys_desc_base(d);
     desc[2] = (uint32_t)((d & 0xffff) | (d >> 32 & 0xf0000));
-    desc[3] = d ? 1 | (type >> 2 & 1) << 1 | (type >> 1 & 1 ? 0 : 8) | (uint32_t)(d >> 55 & 1) << 4 | (uint32_t)(d >> 52 & 1) << 6
+    desc[3] = d ? 1 | (type >> 2 & 1) << 1 | (type >> 1 & 1 ? 0 : 8) | (uint32_t)(d >> 55 & 1) << 4 |
+                      (uint32_t)(d >> 52 & 1) << 6
                 : 8 | 32; /* empty */
     order_unmap(c, s, DIRECT_LOW, 4096);
     p->tls[i] = d;
@@ -528,7 +534,8 @@ void bt_direct_uncode(struct bt_vcpu *c, uint64_t pa)
     struct bt_page_chunk *ch = bt_chunk(c->vm, pa);
     pa &= ~0xfffull;
     bt_invalidate_local(c, pa, 4096, NULL);
-    if (ch && !c->marking) /* else the translator is about to read such a page, this one perhaps: claim() finds the mark */
+    /* Else the translator is about to read such a page, this one perhaps: claim() finds the mark. */
+    if (ch && !c->marking)
         atomic_fetch_and(&ch->code[bt_chunk_page(pa)], ~(1ull << c->index));
 }
 
@@ -628,7 +635,8 @@ static bool place(struct bt_vcpu *c, struct direct_space *s, struct direct_regio
 }
 
 /* The pages around one that is there already: what is likely to be next. */
-static void neighbours(struct bt_vcpu *c, struct direct_space *s, struct direct_region *r, const struct leaf *l, unsigned i)
+static void neighbours(struct bt_vcpu *c, struct direct_space *s, struct direct_region *r, const struct leaf *l,
+                       unsigned i)
 {
     unsigned n = l->large ? 512 : PREFETCH, first = i & ~(n - 1);
     uint64_t epoch = c->direct->epoch;

@@ -92,7 +92,8 @@ static int zone_ready(struct direct_proc *p)
 {
     struct direct_orders *o = &p->zone->orders;
     int failed = (int)(int64_t)p->zone->report.failed;
-    memset(p->zone->code + (direct_stub_init - direct_stub), 0xf4, (size_t)(direct_stub_end - direct_stub_init)); /* HLT */
+    memset(p->zone->code + (direct_stub_init - direct_stub), 0xf4 /* HLT */,
+           (size_t)(direct_stub_end - direct_stub_init));
     memset(o->op, 0, 2 * sizeof(o->op[0])); /* the cookie */
     o->n_ops = 0;
     return failed ? failed : learn_frame(p) ? 0 : -ENOTSUP;
@@ -223,8 +224,8 @@ static int proc_make(struct bt_vm *vm, struct direct_proc *p, uint32_t slot, str
     if (f[1].revents && !f[0].revents) {
         siginfo_t info = {0};
         waitid(P_PIDFD_, (id_t)p->pidfd, &info, WEXITED | WNOHANG | WNOWAIT | __WALL);
-        rc = hvx_fail(err, -ECHILD, "its process ended at once (%s %d)", info.si_code == CLD_EXITED ? "status" : "signal",
-                      info.si_status);
+        rc = hvx_fail(err, -ECHILD, "its process ended at once (%s %d)",
+                      info.si_code == CLD_EXITED ? "status" : "signal", info.si_status);
         goto out;
     }
     drain(p->exit_fd);
@@ -442,7 +443,8 @@ static int maker_start(struct bt_vm *vm, struct hvx_error *err)
 
 static int vcpu_prepare(struct bt_vm *vm, struct bt_vcpu *c, struct hvx_error *err)
 {
-    struct bt_direct *d = mmap(NULL, sizeof(*d), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    struct bt_direct *d = mmap(NULL, sizeof(*d), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                               -1, 0);
     if (d == MAP_FAILED)
         return hvx_fail(err, -ENOMEM, "out of memory");
     d->n_regions = 1;
@@ -489,7 +491,8 @@ int bt_direct_prepare(struct bt_vm *vm, struct hvx_error *err)
         off = "cannot watch the helpers";
     vm->direct32 = !off && bt_direct_code32_works();
     if (!off && !vm->direct32)
-        vm->host->log(HVX_LOG_INFO, "cpu-bt", "user-direct execution is for 64-bit programs: the host runs no 32-bit ones");
+        vm->host->log(HVX_LOG_INFO, "cpu-bt",
+                      "user-direct execution is for 64-bit programs: the host runs no 32-bit ones");
     bt_cpuid(vm->vcpu[0], 7, 0, r);
     vm->direct_rdpid = (r[2] >> 22 & 1) != 0;
     if (off) {

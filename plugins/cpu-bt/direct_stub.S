@@ -87,7 +87,7 @@ wait:
     shr $32, %rbx
     shl $32, %rbx
     xor %r12d, %r12d
-next: /* where an order lies is found out each time: whoever jumps in here has one call of his own, not a list of them */
+next: /* where an order lies is found out each time: whoever jumps in here has one call of his own, not a list */
     cmp AT(N_OPS), %r12
     jae done
     mov %r12d, %eax

@@ -165,15 +165,15 @@ static inline void e_r_base_at(struct bt_emit *e, unsigned w, unsigned op, unsig
     e8(e, op);
     e_mod_base_at(e, reg, base, abs);
 }
-static inline void e_r_index_at(struct bt_emit *e, unsigned w, unsigned op, unsigned reg, unsigned index, unsigned scale,
-                                uint32_t abs)
+static inline void e_r_index_at(struct bt_emit *e, unsigned w, unsigned op, unsigned reg, unsigned index,
+                                unsigned scale, uint32_t abs)
 {
     e_rex(e, w, reg, index, 0, false);
     e8(e, op);
     e_mod_index_at(e, reg, index, scale, abs);
 }
-static inline void e_r_sib(struct bt_emit *e, unsigned w, unsigned op, unsigned reg, int base, int index, unsigned scale,
-                           int32_t disp)
+static inline void e_r_sib(struct bt_emit *e, unsigned w, unsigned op, unsigned reg, int base, int index,
+                           unsigned scale, int32_t disp)
 {
     e_rex(e, w, reg, index < 0 ? 0 : (unsigned)index, base < 0 ? 0 : (unsigned)base, false);
     e8(e, op);
@@ -263,7 +263,11 @@ static inline void e_cmp_abs32(struct bt_emit *e, const void *abs, int8_t v)
     e_mod_abs(e, 7, e_abs(abs));
     e8(e, (uint8_t)v);
 }
-static inline void e_rel32(struct bt_emit *e, uint32_t target) { e_reloc(e, BT_RELOC_REL32); e32(e, target - (e_here(e) + 4)); }
+static inline void e_rel32(struct bt_emit *e, uint32_t target)
+{
+    e_reloc(e, BT_RELOC_REL32);
+    e32(e, target - (e_here(e) + 4));
+}
 static inline void e_jmp(struct bt_emit *e, uint32_t target) { e8(e, 0xe9); e_rel32(e, target); }
 static inline void e_call(struct bt_emit *e, uint32_t target) { e8(e, 0xe8); e_rel32(e, target); }
 /* returns the address of the rel32 field */
@@ -280,8 +284,18 @@ static inline void e_patch32(uint8_t *site, uint32_t target)
     uint32_t v = target - ((uint32_t)(uintptr_t)site + 4);
     memcpy(site, &v, 4);
 }
-static inline void e_jmp_r(struct bt_emit *e, unsigned r) { e_rex(e, 0, 0, 0, r, false); e8(e, 0xff); e_mod_rr(e, 4, r); }
-static inline void e_call_r(struct bt_emit *e, unsigned r) { e_rex(e, 0, 0, 0, r, false); e8(e, 0xff); e_mod_rr(e, 2, r); }
+static inline void e_jmp_r(struct bt_emit *e, unsigned r)
+{
+    e_rex(e, 0, 0, 0, r, false);
+    e8(e, 0xff);
+    e_mod_rr(e, 4, r);
+}
+static inline void e_call_r(struct bt_emit *e, unsigned r)
+{
+    e_rex(e, 0, 0, 0, r, false);
+    e8(e, 0xff);
+    e_mod_rr(e, 2, r);
+}
 /* movzx r32, r16 */
 static inline void e_movzx16(struct bt_emit *e, unsigned d, unsigned s)
 {

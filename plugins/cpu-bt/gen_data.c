@@ -184,8 +184,9 @@ void gen_lea(struct trans *t, struct insn *x)
     int b = m->base == ZYDIS_REGISTER_NONE ? -1 : m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP ? -2 :
             host_reg((unsigned)ZydisRegisterGetId(m->base));
     int i = m->index == ZYDIS_REGISTER_NONE ? -1 : host_reg((unsigned)ZydisRegisterGetId(m->index));
-    bool direct = d >= 0 && size >= 4 && b != -2 && x->d.address_width >= 32 && (m->base == ZYDIS_REGISTER_NONE || b >= 0) &&
-                  (m->index == ZYDIS_REGISTER_NONE || i >= 0) && (b >= 0 || i >= 0) &&
+    bool direct = d >= 0 && size >= 4 && b != -2 && x->d.address_width >= 32 &&
+                  (m->base == ZYDIS_REGISTER_NONE || b >= 0) && (m->index == ZYDIS_REGISTER_NONE || i >= 0) &&
+                  (b >= 0 || i >= 0) &&
                   (x->d.address_width == 64 || size == 4);
     if (direct) {
         unsigned s = m->scale == 8 ? 3 : m->scale == 4 ? 2 : m->scale == 2 ? 1 : 0;

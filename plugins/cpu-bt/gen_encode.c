@@ -347,15 +347,17 @@ static uint32_t must_be_aligned(const struct bt_vm *vm, const ZydisDecodedInstru
     case ZYDIS_MNEMONIC_PCMPESTRI: case ZYDIS_MNEMONIC_PCMPESTRM: case ZYDIS_MNEMONIC_PCMPISTRI:
     case ZYDIS_MNEMONIC_PCMPISTRM:
         return 0;
-    case ZYDIS_MNEMONIC_VMOVAPS: case ZYDIS_MNEMONIC_VMOVAPD: case ZYDIS_MNEMONIC_VMOVDQA: case ZYDIS_MNEMONIC_VMOVDQA32:
-    case ZYDIS_MNEMONIC_VMOVDQA64: case ZYDIS_MNEMONIC_VMOVNTPS: case ZYDIS_MNEMONIC_VMOVNTPD: case ZYDIS_MNEMONIC_VMOVNTDQ:
+    case ZYDIS_MNEMONIC_VMOVAPS: case ZYDIS_MNEMONIC_VMOVAPD: case ZYDIS_MNEMONIC_VMOVDQA:
+    case ZYDIS_MNEMONIC_VMOVDQA32: case ZYDIS_MNEMONIC_VMOVDQA64: case ZYDIS_MNEMONIC_VMOVNTPS:
+    case ZYDIS_MNEMONIC_VMOVNTPD: case ZYDIS_MNEMONIC_VMOVNTDQ:
     case ZYDIS_MNEMONIC_VMOVNTDQA: case ZYDIS_MNEMONIC_MOVAPS: case ZYDIS_MNEMONIC_MOVAPD: case ZYDIS_MNEMONIC_MOVDQA:
     case ZYDIS_MNEMONIC_MOVNTPS: case ZYDIS_MNEMONIC_MOVNTPD: case ZYDIS_MNEMONIC_MOVNTDQ: case ZYDIS_MNEMONIC_MOVNTDQA:
     case ZYDIS_MNEMONIC_CMPXCHG16B:
         return BT_DESC_ALIGNED;
     default:
+        /* SHA: tried, AMD's processors take its operands from anywhere */
         if (size != 16 || d->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY ||
-            (vm->host_amd && d->meta.isa_set == ZYDIS_ISA_SET_SHA)) /* tried: AMD's processors take them from anywhere */
+            (vm->host_amd && d->meta.isa_set == ZYDIS_ISA_SET_SHA))
             return 0;
         return BT_DESC_ALIGNED | BT_DESC_RELAXED;
     }
@@ -395,7 +397,8 @@ void gen_generic(struct trans *t, struct insn *x)
     /* A high-byte register cannot be named beside one that needs REX. */
     int swapped = -1;
     if (n.swap == -2 && (n.mem || n.reg_no > 7 || n.rm_no > 7)) {
-        bool rm_high = !n.mem && n.rm >= 4 && x->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && n.rm_no < 8 && n.reg_no > 7;
+        bool rm_high = !n.mem && n.rm >= 4 && x->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && n.rm_no < 8 &&
+                       n.reg_no > 7;
         if (d->mnemonic == ZYDIS_MNEMONIC_CMPXCHG && !rm_high && n.reg_no == 4) {
             /* AL is an operand as well: a copy of AH instead. All flags are written anyway. */
             e_mov_rr(e, H_R15, H_RAX);

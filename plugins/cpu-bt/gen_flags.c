@@ -180,7 +180,10 @@ static bool find_again(const struct trans *t, const struct insn *x, struct again
 
 bool gen_flags_are_again(const struct trans *t) { return !t->in_reg && !t->in_slot && !t->in_fn && t->again.kind; }
 
-static struct again call_fn(struct bt_vcpu *c) { return (struct again){.kind = AGAIN_FN, .imm = (int32_t)e_abs(&c->flags_fn)}; }
+static struct again call_fn(struct bt_vcpu *c)
+{
+    return (struct again){.kind = AGAIN_FN, .imm = (int32_t)e_abs(&c->flags_fn)};
+}
 
 /* How a cold path makes flags that are neither in RFLAGS nor in the slot. */
 struct again gen_flags_recipe(const struct trans *t)
@@ -212,7 +215,8 @@ void flags_stubs_emit(struct bt_emit *e, struct bt_vcpu *c)
                 e8(e, 0xc3);
                 continue;
             }
-            static const uint8_t undo[] = {[AGAIN_ADD] = 5, [AGAIN_SUB] = 0}, op[] = {[AGAIN_CMP] = 7, [AGAIN_ADD] = 0, [AGAIN_SUB] = 5};
+            static const uint8_t undo[] = {[AGAIN_ADD] = 5, [AGAIN_SUB] = 0};
+            static const uint8_t op[] = {[AGAIN_CMP] = 7, [AGAIN_ADD] = 0, [AGAIN_SUB] = 5};
             for (unsigned n = kind == AGAIN_ADD || kind == AGAIN_SUB ? 0 : 1; n < 2; n++) {
                 if (a.size == 2)
                     e8(e, 0x66);

@@ -73,7 +73,8 @@ static uint8_t add_stack(struct trans *t, unsigned insn, unsigned base, int at, 
     return add(t, insn, &key, at, n, wr);
 }
 
-static uint8_t add_operand(struct trans *t, unsigned insn, const struct insn *x, const ZydisDecodedOperand *o, unsigned n, bool wr)
+static uint8_t add_operand(struct trans *t, unsigned insn, const struct insn *x, const ZydisDecodedOperand *o,
+                           unsigned n, bool wr)
 {
     const ZydisDecodedOperandMem *m = &o->mem;
     struct group key = {.base = -1, .index = -1, .seg = BT_NSEG};
@@ -252,7 +253,8 @@ static void look_up(struct trans *t, struct group *g, unsigned number)
         tag = e_abs(g->wr ? &c->stk_tag[s] : &c->stk_rtag[s]);
         e_r_abs(e, 1, 0x33, H_R14, tag); /* xor */
     } else {
-        tag = e_abs(c->tlb[s]) + (g->wr ? (uint32_t)offsetof(struct bt_tlb_entry, tag_w) : (uint32_t)offsetof(struct bt_tlb_entry, tag_r));
+        tag = e_abs(c->tlb[s]) + (uint32_t)(g->wr ? offsetof(struct bt_tlb_entry, tag_w)
+                                                  : offsetof(struct bt_tlb_entry, tag_r));
         gen_tlb_index(t);
         e_r_base_at(e, 1, 0x33, H_R14, H_R15, tag);
     }
@@ -296,7 +298,8 @@ bool gen_group(struct trans *t, uint8_t number, const ZydisDecodedOperand *o, in
     int b = g->base < 0 || g->base == BT_BASE_RIP ? -1 : host_reg((unsigned)g->base);
     int i = g->index < 0 ? -1 : host_reg((unsigned)g->index);
     if (g->base == BT_BASE_RIP)
-        t->m = (struct host_mem){.base = H_R15, .index = -1, .disp = (int32_t)((int64_t)(t->cur->rip + t->cur->d.length) + disp - g->lo)};
+        t->m = (struct host_mem){.base = H_R15, .index = -1,
+                                 .disp = (int32_t)((int64_t)(t->cur->rip + t->cur->d.length) + disp - g->lo)};
     else if (g->index < 0 && (g->base < 0 || b >= 0))
         t->m = (struct host_mem){.base = H_R15, .index = b, .disp = (int32_t)disp};
     else if (g->base < 0 && i >= 0)

@@ -42,7 +42,10 @@ static void push_return(struct trans *t, struct insn *x)
 }
 
 /* A retpoline: its CALL is for the sake of its RET, which goes elsewhere: MOV [RSP], target; RET. */
-static bool is_thunk(const uint8_t *p) { return (p[0] & 0xfb) == 0x48 && p[1] == 0x89 && (p[2] & 0xc7) == 4 && p[3] == 0x24; }
+static bool is_thunk(const uint8_t *p)
+{
+    return (p[0] & 0xfb) == 0x48 && p[1] == 0x89 && (p[2] & 0xc7) == 4 && p[3] == 0x24;
+}
 static bool in_thunk(const struct trans *t, const struct insn *x)
 {
     return t->code64 && x > t->insn && x[-1].d.length == 4 && is_thunk(x[-1].bytes);

@@ -144,7 +144,8 @@ static void lookup(struct trans *t, unsigned size, bool rd, bool wr, bool stack)
         x->stack = true;
     } else {
         uint32_t tlb = e_abs(c->tlb[s]);
-        uint32_t tag = tlb + (wr ? (uint32_t)offsetof(struct bt_tlb_entry, tag_w) : (uint32_t)offsetof(struct bt_tlb_entry, tag_r));
+        uint32_t tag = tlb + (uint32_t)(wr ? offsetof(struct bt_tlb_entry, tag_w)
+                                           : offsetof(struct bt_tlb_entry, tag_r));
         gen_tlb_index(t);
         e_r_base_at(e, 1, 0x33, H_R14, H_R15, tag);
         e_alu_ri(e, 1, 7, H_R14, (int32_t)(4096 - size));
@@ -184,7 +185,8 @@ static void segment(struct trans *t, unsigned seg, unsigned size, bool wr)
     e_load32(e, H_R15, wr ? &c->seg_wlimit[seg] : &c->seg_rlimit[seg]);
     e_r_abs(e, 1, 0x3b, H_R15, e_abs(&c->tmp[2])); /* cmp limit, last */
     gen_flags_clobbered(t);
-    trans_cold(t, COLD_CAREFUL, e_jcc(e, CC_BE, 0)); /* "last == limit" may go to C too: a limit of 0 stands for "always C" */
+    /* "last == limit" may go to C too: a limit of 0 stands for "always C" */
+    trans_cold(t, COLD_CAREFUL, e_jcc(e, CC_BE, 0));
     e_load(e, H_R15, &c->seg_base[seg]);
     e_lea(e, 0, H_R14, H_R14, H_R15, 0, 0);
 }

@@ -33,7 +33,8 @@ static void fill_op(struct trans *t, struct insn *x, struct bt_op *op)
             if (mem_seen && (s == ZYDIS_REGISTER_ES || op->is_mem)) /* nor is the stack's the ModRM operand */
                 break;
             mem_seen = true;
-            op->is_mem = o->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT && o->encoding != ZYDIS_OPERAND_ENCODING_NONE;
+            op->is_mem = o->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT &&
+                         o->encoding != ZYDIS_OPERAND_ENCODING_NONE;
             op->seg = (uint8_t)gen_seg_number(s);
             break;
         }
@@ -69,8 +70,9 @@ static void fill_op(struct trans *t, struct insn *x, struct bt_op *op)
                     break;
                 unsigned g = reg_number(o->reg.value, &high);
                 op->high8 |= high;
-                if (o->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG && !(x->op_id == BT_OP_mov_cr_r || x->op_id == BT_OP_mov_r_cr ||
-                                                                           x->op_id == BT_OP_mov_dr_r || x->op_id == BT_OP_mov_r_dr))
+                if (o->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG &&
+                    !(x->op_id == BT_OP_mov_cr_r || x->op_id == BT_OP_mov_r_cr || x->op_id == BT_OP_mov_dr_r ||
+                      x->op_id == BT_OP_mov_r_dr))
                     op->reg = (uint8_t)g;
                 else if (o->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM)
                     op->rm = (uint8_t)g;
@@ -81,7 +83,8 @@ static void fill_op(struct trans *t, struct insn *x, struct bt_op *op)
         }
     }
     switch (x->op_id) {
-    case BT_OP_movs: case BT_OP_stos: case BT_OP_lods: case BT_OP_scas: case BT_OP_cmps: case BT_OP_ins: case BT_OP_outs: {
+    case BT_OP_movs: case BT_OP_stos: case BT_OP_lods: case BT_OP_scas: case BT_OP_cmps: case BT_OP_ins:
+    case BT_OP_outs: {
         static const uint8_t sizes[] = {1, 2, 4, 8};
         op->opsize = d->opcode & 1 ? sizes[d->operand_width == 64 ? 3 : d->operand_width == 32 ? 2 : 1] : 1;
         if ((x->op_id == BT_OP_ins || x->op_id == BT_OP_outs) && op->opsize == 8)

@@ -56,8 +56,8 @@ static int bt_probe_engine(void *ctx, struct hvx_error *err)
     void *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
     if (p == MAP_FAILED)
         return hvx_fail(err, -errno,
-                        "cpu-bt: the host refuses writable and executable memory below 2 GiB (%s); a security module may "
-                        "forbid it",
+                        "cpu-bt: the host refuses writable and executable memory below 2 GiB (%s); a security module "
+                        "may forbid it",
                         strerror(errno));
     munmap(p, 4096);
     return 0;
@@ -82,7 +82,8 @@ static int perf_map_open(struct bt_vm *vm, struct hvx_error *err)
         return hvx_fail(err, -errno, "cpu-bt: perf-map: cannot open %s: %s", path, strerror(errno));
     if (fstat(vm->perf_map_fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_nlink != 1 ||
         ftruncate(vm->perf_map_fd, 0))
-        return hvx_fail(err, -EPERM, "cpu-bt: perf-map: %s is there already and is not a file of ours; remove it", path);
+        return hvx_fail(err, -EPERM, "cpu-bt: perf-map: %s is there already and is not a file of ours; remove it",
+                        path);
     return 0;
 }
 
@@ -342,8 +343,9 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     size_t o_ret = o_win + 4 * 4096, n_ret = 4096 + BT_RET_BYTES, total = o_ret + 2 * n_ret;
     uint8_t *r = region_map(total);
     if (!r)
-        return hvx_fail(err, -ENOMEM, "cpu-bt: no room for vCPU %u's %zu MiB of translations below 2 GiB; use fewer vCPUs",
-                        index, total >> 20);
+        return hvx_fail(err, -ENOMEM,
+                        "cpu-bt: no room for vCPU %u's %zu MiB of translations below 2 GiB; use fewer vCPUs", index,
+                        total >> 20);
     struct bt_vcpu *c = (struct bt_vcpu *)r;
     c->region = r;
     c->region_size = total;
@@ -384,7 +386,8 @@ static int vcpu_create(struct hvx_engine_vm *e, unsigned index, struct hvx_vcpu 
     c->trans = bt_trans_create(c);
     if (vm->perf_map_fd >= 0 && (c->perf_map = calloc(1, sizeof(*c->perf_map))))
         c->perf_map->fd = vm->perf_map_fd, c->perf_map->written = &vm->perf_map_bytes;
-    if (!k->blocks || !k->exits || !k->map || !k->relocs || !k->recipes || !k->pages || !c->trans || bt_mmu_create(c) || bt_apic_create(c)) {
+    if (!k->blocks || !k->exits || !k->map || !k->relocs || !k->recipes || !k->pages || !c->trans || bt_mmu_create(c) ||
+        bt_apic_create(c)) {
         vm->vcpu[index] = c;
         vcpu_destroy((struct hvx_vcpu *)c);
         return hvx_fail(err, -ENOMEM, "cpu-bt: out of memory for vCPU %u", index);
@@ -492,7 +495,8 @@ static int vcpu_set(struct hvx_vcpu *v, const struct hvx_vcpu_regs *r, struct hv
 {
     struct bt_vcpu *c = (struct bt_vcpu *)v;
     if (r->xcr0 & ~bt_cpuid_xcr0(c->vm))
-        return hvx_fail(err, -ENOTSUP, "cpu-bt: the saved state uses XSAVE features %#llx, the CPU model here has %#llx; "
+        return hvx_fail(err, -ENOTSUP,
+                        "cpu-bt: the saved state uses XSAVE features %#llx, the CPU model here has %#llx; "
                         "start the VM with the --cpu that it was saved with",
                         (unsigned long long)r->xcr0, (unsigned long long)bt_cpuid_xcr0(c->vm));
     int rc = bt_state_check(c, r, err);
@@ -571,7 +575,10 @@ void bt_load_pdptes(struct bt_vcpu *c)
 }
 
 static void irqchip_reset(struct hvx_engine_vm *e) { bt_irqchip_reset((struct bt_vm *)e); }
-static int irqchip_state(struct hvx_engine_vm *e, struct hvx_stream *s) { return bt_irqchip_state((struct bt_vm *)e, s); }
+static int irqchip_state(struct hvx_engine_vm *e, struct hvx_stream *s)
+{
+    return bt_irqchip_state((struct bt_vm *)e, s);
+}
 static int model_state(struct hvx_engine_vm *e, struct hvx_stream *s) { return bt_model_state((struct bt_vm *)e, s); }
 static void irq_line(struct hvx_engine_vm *e, unsigned gsi, bool level) { bt_irq_line((struct bt_vm *)e, gsi, level); }
 static void irq_tick(struct hvx_engine_vm *e, unsigned gsi, unsigned n) { bt_irq_tick((struct bt_vm *)e, gsi, n); }
@@ -697,7 +704,8 @@ static int cpu_models(void *ctx, hvx_cpu_model_fn fn, void *opaque)
 
 static const struct hvx_option options[] = {
     {.name = "cpu", .type = HVX_OPT_STRING, .def = "host",
-     .help = "CPU model when hvx run has no --cpu: NAME[,+FEATURE,-FEATURE][,hypervisor=kvm|hvx|none][,tsc-frequency=HZ]"},
+     .help = "CPU model when hvx run has no --cpu: "
+             "NAME[,+FEATURE,-FEATURE][,hypervisor=kvm|hvx|none][,tsc-frequency=HZ]"},
     {.name = "direct", .type = HVX_OPT_ENUM, .choices = "off|kernel|user|all", .def = "all",
      .help = "what may run without look-ups: kernels in the VM's own process, programs natively in helper processes"},
     {.name = "direct-helpers", .type = HVX_OPT_INT, .min = 1, .max = DIRECT_PROCS_MAX, .def = "8",
@@ -744,5 +752,5 @@ static const char *const capabilities[] = {"real-mode", "protected-mode", "long-
 
 HVX_PLUGIN_DEFINE(cpu_bt, HVX_FAMILY_CPU, HVX_CPU_MINOR, .name = "cpu-bt", .version = "0.1",
                   .summary = "binary-translating engine: runs any x86 guest without hardware virtualization",
-                  .license = "Apache-2.0", .options = options, .capabilities = capabilities, .init = bt_init, .fini = bt_fini,
-                  .ops = &ops);
+                  .license = "Apache-2.0", .options = options, .capabilities = capabilities, .init = bt_init,
+                  .fini = bt_fini, .ops = &ops);

@@ -75,7 +75,10 @@ static void compare_rip(struct bt_emit *e, uint64_t rip)
 }
 
 /* What runs one instruction at a time does without the stack of returns. */
-static bool predicts_returns(const struct trans *t) { return !(t->mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE)); }
+static bool predicts_returns(const struct trans *t)
+{
+    return !(t->mode & (BT_MODE_TF | BT_MODE_CAREFUL | BT_MODE_SINGLE));
+}
 
 /* Where the RET of a CALL comes to; flags are by flags_fn. */
 static void landing(struct trans *t, uint64_t next, bool goes_on)
@@ -148,7 +151,8 @@ void gen_exit_jcc(struct trans *t, unsigned cc, uint64_t target, const struct in
     }
 }
 
-/* The target of the last time, compared and jumped to: MOV R15, it; CMP R14, R15; JNE; JMP or CALL. cache.c writes the MOV. */
+/* The target of the last time, compared and jumped to: MOV R15, it; CMP R14, R15; JNE; JMP or CALL. cache.c writes the
+ * MOV. */
 static struct cold *inline_cache(struct trans *t, bool call)
 {
     struct bt_emit *e = &t->e;
@@ -237,11 +241,12 @@ static void fix_sib(struct insn *x)
     }
 }
 
-/* F3 90 with REX.B: PAUSE for Intel's processors, as Zydis has it. For AMD's REX.B counts, and it is XCHG: decoded again
- * without the F3. */
+/* F3 90 with REX.B: PAUSE for Intel's processors, as Zydis has it. For AMD's REX.B counts, and it is XCHG: decoded
+ * again without the F3. */
 static void fix_pause(const struct trans *t, const ZydisDecoder *dec, struct insn *x)
 {
-    if (x->d.mnemonic != ZYDIS_MNEMONIC_PAUSE || !(x->d.attributes & ZYDIS_ATTRIB_HAS_REX) || !x->d.raw.rex.B || !t->c->vm->amd)
+    if (x->d.mnemonic != ZYDIS_MNEMONIC_PAUSE || !(x->d.attributes & ZYDIS_ATTRIB_HAS_REX) || !x->d.raw.rex.B ||
+        !t->c->vm->amd)
         return;
     for (unsigned i = 0; i < x->d.raw.prefix_count; i++)
         if (x->bytes[i] == 0xf3 || x->bytes[i] == 0xf2)
@@ -293,8 +298,9 @@ static bool goes_on(struct trans *t, struct insn *x, unsigned room, unsigned *at
 
 static uint64_t decode(struct trans *t, uint64_t pa, const uint8_t *host);
 
-/* Other vCPUs may be waited for, and requests served meanwhile. When memory was another's there (BT_SYNC_RANGE), nothing
- * is left in the TLB, and what has been looked up - where the code is on the host - may be no more: begin again. */
+/* Other vCPUs may be waited for, and requests served meanwhile. When memory was another's there (BT_SYNC_RANGE),
+ * nothing is left in the TLB, and what has been looked up - where the code is on the host - may be no more: begin
+ * again. */
 static void mark(struct bt_vcpu *c, uint64_t pa, unsigned len)
 {
     uint64_t flushed = c->mmu->kgen;
@@ -341,7 +347,8 @@ static uint64_t decode(struct trans *t, uint64_t pa, const uint8_t *host)
                 lin = (uint32_t)lin;
             const uint8_t *h2 = bt_code_page(c, lin, &p);
             mark(c, p, 15 - here);
-            /* It may have served requests of other vCPUs, one for the first page's bytes perhaps: mark and read them once more. */
+            /* It may have served requests of other vCPUs, one for the first page's bytes perhaps: mark and read them
+             * once more. */
             mark(c, pa + at, here);
             memcpy(x->bytes, host + at, here);
             memcpy(x->bytes + here, h2, 15 - here);
