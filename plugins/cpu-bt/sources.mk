@@ -26,6 +26,11 @@ dist_check_SCRIPTS += difftest/direct.sh difftest/warm.sh
 EXTRA_DIST += difftest/seeds
 difftest_difftest_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS)
 
+# Emitted and C index of the jump caches.
+check_PROGRAMS += test_jump_cache
+test_jump_cache_SOURCES = test_jump_cache.c emit.h trans.h bt.h
+test_jump_cache_LDADD = $(ZYDIS_LIBS) $(CMOCKA_LIBS)
+
 # Programs that run natively, under a small kernel of the test's own.
 check_PROGRAMS += test_direct
 test_direct_SOURCES = test_direct.c test_direct.h test_direct_exits.c test_direct_memory.c test_direct_meddle.c \
