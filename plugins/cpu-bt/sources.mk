@@ -34,7 +34,8 @@ test_jump_cache_LDADD = $(ZYDIS_LIBS) $(CMOCKA_LIBS)
 # Programs that run natively, under a small kernel of the test's own.
 check_PROGRAMS += test_direct
 test_direct_SOURCES = test_direct.c test_direct.h test_direct_exits.c test_direct_memory.c test_direct_meddle.c \
-	test_direct_copy.c test_direct_losses.c test_direct_code32.c test_host.c test_host.h
+	test_direct_copy.c test_direct_losses.c test_direct_code32.c test_direct_policy.c \
+	test_host.c test_host.h
 test_direct_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS) $(CMOCKA_LIBS)
 
 # Translations kept in a file.
@@ -42,7 +43,8 @@ check_PROGRAMS += test_warm fuzz_warm
 test_warm_SOURCES = test_warm.c test_warm_machine.c test_warm.h test_host.c test_host.h
 test_warm_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS) $(CMOCKA_LIBS)
 # In the engine these two are built without sanitizers.
-fuzz_warm_SOURCES = fuzz_warm.c test_warm_machine.c test_warm.h test_host.c test_host.h warm_rec.c warm_use.c
+fuzz_warm_SOURCES = fuzz_warm.c test_warm_machine.c test_warm.h test_host.c test_host.h \
+	warm_rec.c warm_use.c
 fuzz_warm_CFLAGS = $(AM_CFLAGS)
 fuzz_warm_LDADD = libbthost.la libbtcore.la $(FUZZ_LIBS) $(ZYDIS_LIBS) $(HVXTEST_LIBS)
 EXTRA_DIST += corpus

@@ -402,6 +402,8 @@ int main(void)
         TEST(a_helper_that_gets_no_more_memory),
         TEST(pages_below_64_kib),
         TEST(pages_where_a_zone_is),
+        TEST(who_pays_runs_natively),
+        TEST(much_coming_and_going_is_tried_in_the_soft_tier),
     };
     if (getenv("HVXTEST_FILTER"))
         cmocka_set_test_filter(getenv("HVXTEST_FILTER"));

@@ -2,8 +2,8 @@
  *
  * plugins/cpu-bt/test_direct.h - the user-direct tier (direct.h) under a small
  * kernel of its own: what a program's exits tell the kernel, that helpers follow
- * the guest's page tables, that the stub is of no use to a program, and that
- * helpers may die.
+ * the guest's page tables, that the stub is of no use to a program, that
+ * helpers may die, and which programs run so.
  *
  * The kernel is a page of code and a page of data, `struct area`. Whatever
  * enters it saves all registers there, writes to a port - which gets the test
@@ -209,5 +209,8 @@ void lost_helpers_are_replaced(void **state);
 void replacements_are_limited(void **state);
 void spoilers_are_barred(void **state);
 void a_kick_ends_an_endless_loop(void **state);
+/* test_direct_policy.c */
+void who_pays_runs_natively(void **state);
+void much_coming_and_going_is_tried_in_the_soft_tier(void **state);
 
 #endif
