@@ -404,6 +404,7 @@ int main(void)
         TEST(pages_where_a_zone_is),
         TEST(who_pays_runs_natively),
         TEST(much_coming_and_going_is_tried_in_the_soft_tier),
+        TEST(programs_that_run_in_turn_are_told_apart),
     };
     if (getenv("HVXTEST_FILTER"))
         cmocka_set_test_filter(getenv("HVXTEST_FILTER"));

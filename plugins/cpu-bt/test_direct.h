@@ -212,5 +212,6 @@ void a_kick_ends_an_endless_loop(void **state);
 /* test_direct_policy.c */
 void who_pays_runs_natively(void **state);
 void much_coming_and_going_is_tried_in_the_soft_tier(void **state);
+void programs_that_run_in_turn_are_told_apart(void **state);
 
 #endif

@@ -8,7 +8,7 @@
 
 #define UNIT 256ull /* cycles: direct.c counts in these */
 /* Between two entries of the kernel, natively. */
-#define MUCH_COMING_AND_GOING (200 * UNIT)
+#define MUCH_COMING_AND_GOING (70 * UNIT)
 #define LITTLE (2000 * UNIT)
 #define HARDLY_ANY_TIME (20 * UNIT)
 
@@ -128,4 +128,33 @@ void much_coming_and_going_is_tried_in_the_soft_tier(void **state)
     was_native();
     expect_syscall();
     assert_int_equal(RAX, LOOP_SUM);
+}
+
+/* It has page tables of its own, calls the kernel twice, and another one's turn comes. */
+static bool turn(uint64_t root, uint64_t cycles)
+{
+    bool wanted = false;
+    m.c->cr3 = root;
+    for (unsigned i = 0; i < 2 && !wanted; i++) {
+        wanted = bt_direct_wanted(m.c, false);
+        if (m.c->user_from)
+            m.c->user_ran = cycles;
+        m.c->user_from = 0;
+    }
+    return wanted;
+}
+
+void programs_that_run_in_turn_are_told_apart(void **state)
+{
+    (void)state;
+    begin_policy(__func__);
+    uint64_t long_ones = m.root, short_ones = m.root + 0x100000;
+    unsigned n = 0;
+    while (n < 1000 && !turn(long_ones, LITTLE)) {
+        n++;
+        assert_false(turn(short_ones, HARDLY_ANY_TIME));
+    }
+    assert_in_range(n, 10, 200);
+    assert_true(s->direct);
+    assert_int_equal(s->root, long_ones);
 }
