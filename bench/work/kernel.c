@@ -4,9 +4,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -21,6 +23,61 @@ static enum work_verdict run_getpid(unsigned long n, uint64_t *result)
         if (syscall(SYS_getpid) != pid)
             return WORK_WRONG;
     *result = n;
+    return WORK_OK;
+}
+
+#define SORTED 2560
+#define POINTS 1024
+#define PASSES 80
+
+/* Some 200 us on a processor of today: integers, branches and memory, then doubles. */
+static bool compute(uint32_t seed, uint64_t *sum)
+{
+    static uint32_t v[SORTED];
+    static double a[POINTS], b[POINTS];
+    uint32_t x = seed, check = 0;
+    double mean = 0;
+
+    for (int i = 0; i < SORTED; i++)
+        check += v[i] = (x = x * 1664525u + 1013904223u) >> 8;
+    for (int gap = 364; gap; gap /= 3) /* Shell's sort with Knuth's gaps */
+        for (int i = gap; i < SORTED; i++) {
+            uint32_t t = v[i];
+            int j = i;
+
+            for (; j >= gap && v[j - gap] > t; j -= gap)
+                v[j] = v[j - gap];
+            v[j] = t;
+        }
+    for (int i = 0; i < SORTED; i++) {
+        check -= v[i];
+        if (i && v[i - 1] > v[i])
+            return false;
+    }
+
+    /* Smoothing on a ring keeps the mean. */
+    for (int i = 0; i < POINTS; i++)
+        mean += a[i] = (double)(v[i] & 0xffff);
+    for (int pass = 0; pass < PASSES; pass++) {
+        for (int i = 0; i < POINTS; i++)
+            b[i] = 0.25 * a[(i + POINTS - 1) % POINTS] + 0.5 * a[i] + 0.25 * a[(i + 1) % POINTS];
+        memcpy(a, b, sizeof(a));
+    }
+    for (int i = 0; i < POINTS; i++)
+        mean -= a[i];
+    *sum += v[SORTED / 2];
+    return check == 0 && fabs(mean) < 1e-3;
+}
+
+/* A program that computes and makes some 5000 system calls a second. */
+static enum work_verdict run_calls5k(unsigned long n, uint64_t *result)
+{
+    long pid = getpid();
+
+    *result = 0;
+    for (unsigned long r = 0; r < 100 * n; r++)
+        if (!compute((uint32_t)r, result) || syscall(SYS_getpid) != pid)
+            return WORK_WRONG;
     return WORK_OK;
 }
 
@@ -247,6 +304,7 @@ static enum work_verdict run_threads(unsigned long n, uint64_t *result)
 
 const struct work work_kernel[] = {
     {"getpid", "1000 null system calls", 1500, run_getpid},
+    {"calls5k", "100 times 200 us of computation and a null system call", 20, run_calls5k},
     {"read", "1000 reads of one byte from /dev/zero", 1000, run_read},
     {"stat", "1000 stat() of /tmp", 200, run_stat},
     {"signal", "1000 signals to itself", 250, run_signal},
