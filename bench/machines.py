@@ -115,14 +115,15 @@ def overlay(tag):
 
 # --- processor time
 
-def cpu_busy(cpu):
-    """Seconds that the CPU did anything, or was taken away by what is below us."""
+def cpu_busy(cpus):
+    """Seconds that the CPUs did anything, or were taken away by what is below us."""
+    names, ticks = ["cpu%d" % cpu for cpu in cpus], 0
     with open("/proc/stat") as f:
-        for line in f:
-            if line.startswith("cpu%d " % cpu):
-                n = [int(x) for x in line.split()[1:9]]
-                return (sum(n) - n[3] - n[4]) / TICK
-    return 0.0
+        for name, *counts in map(str.split, f):
+            if name in names:
+                n = [int(x) for x in counts[:8]]
+                ticks += sum(n) - n[3] - n[4]
+    return ticks / TICK
 
 
 def process_seconds(pid, children):
@@ -163,7 +164,7 @@ def namespace_seconds(pid):
 
 class Sample:
     """One timed command: `elapsed` is what counts, `host` and `guest` what the two clocks said, `others` the share of
-    the CPU that went to programs which were not measured."""
+    the CPUs that went to programs which were not measured."""
 
     def __init__(self, status, text, host, guest_seconds, others):
         self.status, self.text, self.host, self.guest, self.others = status, text, host, guest_seconds, others
@@ -173,13 +174,13 @@ class Sample:
 
 
 class Shell(guest.Guest):
-    """A shell on one CPU, from which commands are timed; begin() comes after the constructor, which only starts it, so
-    that a machine that does not get there can be ended."""
+    """A shell on these CPUs of the host, from which commands are timed; begin() comes after the constructor, which only
+    starts it, so that a machine that does not get there can be ended."""
     own_seconds = staticmethod(tree_seconds)
 
-    def __init__(self, cmd, cpu):
-        super().__init__(cmd, cpu=cpu)
-        self.cpu, self.group = cpu, None
+    def __init__(self, cmd, cpus):
+        super().__init__(cmd, cpus=cpus)
+        self.cpus, self.group = cpus, None
 
     def begin(self):
         self.send(PREPARE + "\n")
@@ -188,10 +189,11 @@ class Shell(guest.Guest):
     def time(self, command, timeout):
         """The shell's own clock stands in bash's EPOCHREALTIME; where the shell has none, bench/work tells the time."""
         wrapped = "a=$EPOCHREALTIME; { %s\n} </dev/null; s=$?; echo \"@clock $a $EPOCHREALTIME\"; [ $s = 0 ]" % command
-        busy, own, start = cpu_busy(self.cpu), self.own_seconds(self.proc.pid), time.monotonic()
+        busy, own, start = cpu_busy(self.cpus), self.own_seconds(self.proc.pid), time.monotonic()
         status, text = self.run(wrapped, timeout)
         host = time.monotonic() - start
-        others = max(0.0, cpu_busy(self.cpu) - busy - self.own_seconds(self.proc.pid) + own) / max(host, 0.01)
+        others = cpu_busy(self.cpus) - busy - self.own_seconds(self.proc.pid) + own
+        others = max(0.0, others) / max(host, 0.01) / len(self.cpus)
         clock = re.search(r"@clock (\d+\.\d+) (\d+\.\d+)", text)
         worked = re.search(r"^work \w+ ok .* ns=(\d+)", text, re.M)
         seconds = int(worked[1]) / 1e9 if worked else float(clock[2]) - float(clock[1]) if clock else None
@@ -199,12 +201,12 @@ class Shell(guest.Guest):
 
 
 class Native(Shell):
-    """The host's CPU and kernel, the guest's programs."""
+    """The host's CPUs and kernel, the guest's programs."""
     own_seconds = staticmethod(namespace_seconds)
 
-    def __init__(self, root, programs, cpu):
+    def __init__(self, root, programs, cpus):
         super().__init__([tool("unshare", "util-linux"), "--mount", "--pid", "--net", "--fork", "--kill-child",
-                          os.path.join(HERE, "native-root"), root, programs], cpu)
+                          os.path.join(HERE, "native-root"), root, programs], cpus)
 
 
 class InitramfsGuest(Shell):
@@ -245,10 +247,11 @@ class Engine:
         return self.command(memory=512, kernel=kernel, initrd=initrd,
                             append="console=ttyS0 quiet panic=-1 hvx.run=shell")
 
-    def disk_command(self, disk, image=None):
+    def disk_command(self, disk, image=None, vcpus=1):
         extra = []
         if image and self.kind == "tcg":
             extra = ["-drive", "file=%s,format=raw,if=virtio,readonly=on" % image]
         elif image:
             extra = ["--disk", "%s,format=raw,readonly=on" % image]
-        return self.command(memory=2048, disk=(disk, "qcow2"), net="user", extra=extra)
+        # TCG has a thread for each vCPU here: thread=multi is its default where guest and host are x86.
+        return self.command(cpus=vcpus, memory=2048, disk=(disk, "qcow2"), net="user", extra=extra)

@@ -116,16 +116,17 @@ class Ended(Exception):
 
 
 class Machine:
-    """A running VM and its serial line. Use as a context manager: leaving it ends the VM."""
+    """A running VM and its serial line. Use as a context manager: leaving it ends the VM. `cpus` are the host's that
+    it may use."""
 
-    def __init__(self, cmd, log=None, cpu=None):
+    def __init__(self, cmd, log=None, cpus=None):
         self.cmd = cmd
         self.started = time.monotonic()
         self.buffer = ""
         self.log = open(log, "ab") if log else None
         self.proc = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                      start_new_session=True,
-                                     preexec_fn=cpu is not None and (lambda: os.sched_setaffinity(0, {cpu})) or None)
+                                     preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None)
         os.set_blocking(self.proc.stdout.fileno(), False)
 
     def __enter__(self):
