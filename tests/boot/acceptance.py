@@ -149,9 +149,8 @@ def on_host(command):
 class Acceptance:
     def __init__(self, tap, disk, cpus, options):
         self.tap, self.disk, self.cpus, self.options = tap, disk, cpus, options
-        self.forward = self.free_port()
         self.name = "acceptance-%d" % os.getpid()
-        self.machine = None
+        self.machine = self.forward = None
         self.vars = disk + ".vars" if options.firmware == "uefi" else None
 
     @staticmethod
@@ -171,6 +170,7 @@ class Acceptance:
         return ["--name", self.name] + [a for o in self.options.engine_option for a in ("--engine-option", o)]
 
     def boot(self):
+        self.forward = self.free_port()  # anew each time: while no VM held it, somebody else may have got it
         self.machine = guest.Guest(vm.command(cpus=self.cpus, memory=1536, disk=(self.disk, "qcow2"),
                                               net=[(self.forward, 8000)], uefi_vars=self.vars,
                                               extra=self.extra()),
