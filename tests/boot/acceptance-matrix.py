@@ -5,7 +5,8 @@
 acceptance.py for each setting of the engine option direct (off, kernel, user, all), kaslr (on, off) and cpus (1, 2): 16
 runs. They run in lanes, each of which has one CPU of the host, so two vCPUs take turns (acceptance.py alone pins
 nothing). Each run has a log, NAME.log, and the guest's serial line, NAME.serial. Time-outs are tripled where
-HVX_PATIENCE says nothing.
+HVX_PATIENCE says nothing. The guest's own are not, so the CPUs must have little else to do: its systemd gives up its
+serial line after 90 s.
 
 --settings chooses runs: a key that is not named may be anything, of a key that is named twice either value will do, and
 so will any of several --settings. With --resume, what passed in an earlier run with the same --json FILE is not run
