@@ -41,7 +41,7 @@ static const struct {
     {O_MACHINE, "machine", "TYPE", "board (default: the best enabled one)"},
     {O_MACHINE_OPTION, "machine-option", "KEY=VALUE,...", "options of the board"},
     {O_NET, "net", "SPEC", "network card: none, user[,hostfwd=tcp::2222-:22], tap[,ifname=NAME] (default user)"},
-    {O_DEVICE, "device", "TYPE[,KEY=VALUE...]", "add a device; hvx plugin list shows the types"},
+    {O_DEVICE, "device", "TYPE[,KEY=VALUE...]", "add a device; hvx plugin show PLUGIN lists the types"},
     {O_SERIAL, "serial", "SPEC", "serial line: stdio, null, file:PATH, unix:PATH; repeat for more (default stdio)"},
     {O_CONSOLE, "console", "SPEC", "paravirtual console, likewise (default: none)"},
     {O_DISPLAY, "display", "none", "only none: hvx screendump saves the picture"},

@@ -16,7 +16,8 @@ static const char usage_text[] =
     "usage: hvx image create [-f qcow2|raw] [-b BACKING -F FORMAT] [-o OPTIONS] [--force] FILE [SIZE]\n"
     "       hvx image info [--json] [-f FORMAT] FILE\n"
     "       hvx image check [--json] [--repair] [-f FORMAT] FILE\n"
-    "       hvx image convert -f FORMAT -O FORMAT [-o OPTIONS] [--quiet] [--allow-backing-outside] FILE NEW\n"
+    "       hvx image convert -f FORMAT -O FORMAT [-o OPTIONS] [--quiet] [--force] [--allow-backing-outside]\n"
+    "                         FILE NEW\n"
     "SIZE takes the suffixes K, M, G and T. OPTIONS of qcow2: cluster_size=64K, refcount_bits=16,\n"
     "compat=1.1|0.10, lazy_refcounts=on|off. See hvx-image(1).\n";
 
