@@ -9,6 +9,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import vm  # noqa: E402
 
 SECONDS = 60
+VERIFY = "translation-cache-verify=on" in os.environ.get("HVX_ENGINE_OPTIONS", "").split()
 # Run with these --cpu options as well.
 MODELS = {"t64_model": ["x86-64-v1", "x86-64-v2", "x86-64-v3", "Nehalem,+xsave,+avx,hypervisor=hvx", "host,tsc-frequency=1500M",
                         "host,-xsave,-rdtscp,hypervisor=none"],
@@ -30,6 +31,8 @@ def run(tap, folder, name, model=None):
         cmd = vm.command(cpus=2 if "smp" in name else 1, memory=128, kernel=path, debug_exit=True, no_reboot=True,
                          extra=["--cpu", model] if model else [])
     planned = False
+    if VERIFY and "--quiet" in cmd:
+        cmd.remove("--quiet")  # differences are warnings
     with vm.Machine(cmd) as machine:
         try:
             status, text = machine.finish(vm.scaled(SECONDS))
@@ -45,6 +48,8 @@ def run(tap, folder, name, model=None):
             tap.result(found[1] == "ok", stem + ": " + found[2])
         elif line.startswith("# "):
             print(line)
+        elif VERIFY and "first difference at" in line:
+            tap.result(False, stem + ": translations that were kept are those that would be made", line)
         planned |= re.match(r"1\.\.\d+$", line) is not None
     if status is None:
         tap.result(False, stem + ": ends in time", "killed after %d s; last output:\n%s" % (vm.scaled(SECONDS), tail[-1500:]))
