@@ -53,6 +53,8 @@ static void unlock(void)
 
 #define ROUNDS 200000
 #define HANDOVERS 20000
+#define HANDOVER_TIME 5000000000ul /* time stamps: two vCPUs on one CPU take a time slice for each */
+#define NO_MORE (~0ul)
 #define PATIENCE 20000000000ul /* time stamps; the other CPU may not be running on a busy host */
 
 static void add_work(void)
@@ -150,8 +152,11 @@ static void ap_main(void)
             break;
         case 9: /* message passing: flag after data */
             for (uint64_t i = 1; i <= HANDOVERS; i++) {
-                while (guarded[1] != i)
+                uint64_t at;
+                while ((at = guarded[1]) != i && at != NO_MORE)
                     pause();
+                if (at == NO_MORE)
+                    break;
                 if (guarded[0] != i * 3) {
                     seen = i;
                     break;
@@ -222,13 +227,14 @@ static void locked(void)
     EQUAL(bits, 0x8000000000000001ul, "lock-btc");
     guarded[0] = guarded[1] = counter = seen = 0;
     job = 9;
-    for (uint64_t i = 1; i <= HANDOVERS && !seen; i++) {
+    for (uint64_t i = 1, t = rdtsc(); i <= HANDOVERS && !seen && rdtsc() - t < HANDOVER_TIME; i++) {
         guarded[0] = i * 3;
         __asm__ volatile("" : : : "memory");
         guarded[1] = i;
         while (counter != i && !seen)
             pause();
     }
+    guarded[1] = NO_MORE;
     wait_done(9);
     EQUAL(seen, 0, "store-order-seen-by-the-other");
 }
