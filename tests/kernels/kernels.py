@@ -30,15 +30,17 @@ def run(tap, folder, name, model=None):
     else:
         cmd = vm.command(cpus=2 if "smp" in name else 1, memory=128, kernel=path, debug_exit=True, no_reboot=True,
                          extra=["--cpu", model] if model else [])
+    stem = os.path.splitext(name)[0] + (" (%s)" % model if model else "")
     planned = False
     if VERIFY and "--quiet" in cmd:
         cmd.remove("--quiet")  # differences are warnings
+        # Of their own: a VM of another model or number of vCPUs would begin the file anew.
+        cmd = [c + "." + re.sub(r"\W+", "-", stem) if c.startswith("translation-cache=") else c for c in cmd]
     with vm.Machine(cmd) as machine:
         try:
             status, text = machine.finish(vm.scaled(SECONDS))
         except vm.Timeout:
             status, text = None, machine.buffer
-    stem = os.path.splitext(name)[0] + (" (%s)" % model if model else "")
     tail = text
     for line in text.splitlines():
         found = re.match(r"(?:.*\x1b\S*)?(ok|not ok) \d+ (\S+)(?: # SKIP (.*))?$", line)
