@@ -454,6 +454,11 @@ static void fast_call(struct bt_vcpu *c)
     }
 }
 
+static bool stopped_in_zone(const struct direct_proc *p)
+{
+    return (uint64_t)frame_of(p)->uc_mcontext.gregs[REG_RIP] - p->base < sizeof(struct direct_zone);
+}
+
 /* Why the program came out; true: it can go on at once. */
 static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p)
 {
@@ -461,7 +466,7 @@ static bool out(struct bt_vcpu *c, struct direct_space *s, struct direct_proc *p
     const greg_t *g = frame_of(p)->uc_mcontext.gregs;
     uint64_t signal = p->zone->report.signal, trap = (uint64_t)g[REG_TRAPNO], cr2 = (uint64_t)g[REG_CR2];
     uint64_t error = (uint64_t)g[REG_ERR];
-    if (p->zone->report.frame != p->base + p->uc - 8 || (uint64_t)g[REG_RIP] - p->base < sizeof(struct direct_zone)) {
+    if (p->zone->report.frame != p->base + p->uc - 8 || stopped_in_zone(p)) {
         /* It meddled with the stub: direct.h says why that ends it. The soft tier begins where the helper did, and
          * shows the program what is there: nothing. Or another program had left the helper waiting with signals on, and
          * a kick came before this one ran: it has lost nothing. */
@@ -611,8 +616,12 @@ bool bt_direct_run(struct bt_vcpu *c)
         uint64_t t = bt_host_tsc();
         c->st.direct_entries++;
         if (!bt_direct_wait(c, p, true)) {
-            if (unread(p)) /* it has not run */
+            /* It has not run. Or a signal has found the stub at work on its orders, for the program before has left the
+             * helper waiting with signals on; were it this one that had jumped there, it is to blame: see out(). */
+            if (unread(p) || stopped_in_zone(p)) {
+                d->soft = true;
                 return true;
+            }
             /* Its registers are gone with it, and what it did since they were last seen cannot be done again. */
             c->st.direct_killed++;
             end_program(c);

@@ -324,6 +324,10 @@ void bt_direct_remake(struct bt_vcpu *c)
             continue;
         switch (p->stage) {
         case DIRECT_DEAD:
+            if (p->space) { /* it has not run since: bt_direct_lost() would end the new one in its place */
+                c->st.direct_lost++;
+                bt_direct_drop_space(c, p->space);
+            }
             if (!remake_paid(c))
                 break;
             drain(p->cmd_fd);

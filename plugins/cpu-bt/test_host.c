@@ -91,10 +91,13 @@ static void *mem_ptr(struct hvx_vm *v, uint64_t gpa, size_t *n)
 }
 
 /* --- watches: a thread for each descriptor does for an event loop ------------------------------- */
+/* One at a time, and none while the VM is taken down: as with a device thread. */
+static pthread_mutex_t devices = PTHREAD_MUTEX_INITIALIZER;
+
 struct hvx_watch {
     pthread_t thread;
     int fd, stop;
-    bool gone;
+    bool gone; /* under devices */
     void (*cb)(void *, int, bool, bool);
     void *opaque;
 };
@@ -107,13 +110,14 @@ static void *watch_thread(void *arg)
             ;
         if (p[1].revents)
             break;
-        w->cb(w->opaque, w->fd, true, false);
+        pthread_mutex_lock(&devices);
+        if (!w->gone)
+            w->cb(w->opaque, w->fd, true, false);
+        pthread_mutex_unlock(&devices);
     }
-    if (w->gone) { /* by its own doing */
-        pthread_detach(w->thread);
-        close(w->stop);
-        free(w);
-    }
+    pthread_detach(pthread_self());
+    close(w->stop);
+    free(w);
     return NULL;
 }
 static int watch_new(struct hvx_vm *v, int fd, bool want_read, bool want_write, void (*cb)(void *, int, bool, bool),
@@ -128,22 +132,17 @@ static int watch_new(struct hvx_vm *v, int fd, bool want_read, bool want_write, 
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
+    *out = w;
     int rc = pthread_create(&w->thread, NULL, watch_thread, w);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    *out = w;
     return -rc;
 }
 static void watch_del(struct hvx_watch *w)
 {
     uint64_t one = 1;
-    w->gone = pthread_equal(w->thread, pthread_self());
+    w->gone = true;
     if (write(w->stop, &one, 8) != 8)
         abort();
-    if (w->gone)
-        return;
-    pthread_join(w->thread, NULL);
-    close(w->stop);
-    free(w);
 }
 
 static const struct hvx_host host = {
@@ -198,10 +197,12 @@ void test_host_end(struct test_host *h)
     struct hvx_vcpu *v = h->vcpu;
     now = h;
     h->vcpu = NULL; /* threads of a test's own look at it */
+    pthread_mutex_lock(&devices);
     if (v)
         h->ops->vcpu_destroy(v);
     if (h->vm)
         h->ops->vm_destroy(h->vm);
+    pthread_mutex_unlock(&devices);
     if (h->ctx)
         hvx_plugin_cpu_bt.fini(h->ctx);
     h->vm = NULL, h->ctx = NULL;
