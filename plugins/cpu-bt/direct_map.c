@@ -642,7 +642,7 @@ static void neighbours(struct bt_vcpu *c, struct direct_space *s, struct direct_
     uint64_t epoch = c->direct->epoch;
     for (unsigned j = first; j < first + n && j < 512 && epoch == c->direct->epoch; j++)
         if (!bit(r->mapped, j))
-            (void)place(c, s, r, l, j, false, !l->large);
+            (void)place(c, s, r, l, j, false, false); /* to populate costs as much as the host's fault, if it comes */
 }
 
 int bt_direct_map(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, unsigned acc)
