@@ -232,6 +232,85 @@ static void interrupted(void)
     CHECK(good && ticks >= 5, "long-repeats-with-interrupts");
 }
 
+/* Without a repeat; they are translated, not called. */
+static void one_element(void)
+{
+    bool good = true;
+
+#define ONE(insn, size, at)                                                                                            \
+    do {                                                                                                               \
+        tk_word d = VA + (at), s = (tk_word)from + 5;                                                                  \
+        memset(va + (at) - 8, 0, 24);                                                                                  \
+        __asm__ volatile(insn : "+D"(d), "+S"(s) : : "memory");                                                        \
+        good &= d == VA + (at) + size && s == (tk_word)from + 5 + size && same(va + (at), from + 5, size) &&           \
+                !va[(at) - 1] && !va[(at) + size];                                                                     \
+        memset(va + (at) - 8, 0, 24);                                                                                  \
+        d = VA + (at), s = (tk_word)from + 5;                                                                          \
+        __asm__ volatile("std\n\t" insn "\n\tcld" : "+D"(d), "+S"(s) : : "memory");                                    \
+        good &= d == VA + (at)-size && s == (tk_word)from + 5 - size && same(va + (at), from + 5, size) &&             \
+                !va[(at) - 1] && !va[(at) + size];                                                                     \
+    } while (0)
+    for (unsigned at = PAGE - 9; at < PAGE + 2; at++) {
+        ONE("movsb", 1, at);
+        ONE("movsw", 2, at);
+        ONE("movsl", 4, at);
+        ONE("movsq", 8, at);
+    }
+    CHECK(good, "one-element-across-pages");
+
+    /* A fault changes nothing; the source's comes first. */
+    tk_word d = NOT_THERE - 3, s = (tk_word)from, v = 77;
+    TRY("movsl", : "+D"(d), "+S"(s) : : "memory");
+    CHECK(FAULTED(14, 2) && tk_got.cr2 == NOT_THERE && d == NOT_THERE - 3 && s == (tk_word)from, "movsl-fault");
+    d = NOT_THERE, s = NOT_THERE + 8;
+    TRY("movsb", : "+D"(d), "+S"(s) : : "memory");
+    CHECK(FAULTED(14, 0) && tk_got.cr2 == NOT_THERE + 8 && d == NOT_THERE && s == NOT_THERE + 8, "movsb-source-first");
+    d = 0x800000000000ul, s = (tk_word)from;
+    TRY("movsb", : "+D"(d), "+S"(s) : : "memory");
+    CHECK(FAULTED(13, 0) && d == 0x800000000000ul && s == (tk_word)from, "movsb-not-canonical");
+    d = NOT_THERE;
+    TRY("stosw", : "+D"(d) : "a"(v) : "memory");
+    CHECK(FAULTED(14, 2) && d == NOT_THERE, "stosw-fault");
+    s = NOT_THERE - 1;
+    TRY("lodsw", : "+S"(s), "+a"(v) : : "memory");
+    CHECK(FAULTED(14, 0) && tk_got.cr2 == NOT_THERE && s == NOT_THERE - 1 && v == 77, "lodsw-fault");
+
+    /* Registers: parts, address size; flags stay. */
+    va[0] = 0xaa, va[1] = 0xbb, va[2] = 0xcc, va[3] = 0xdd;
+    s = VA, v = 0x1122334455667788ul;
+    __asm__ volatile("lodsb" : "+S"(s), "+a"(v) : : "memory");
+    good = v == 0x11223344556677aaul && s == VA + 1;
+    __asm__ volatile("lodsw" : "+S"(s), "+a"(v) : : "memory");
+    good &= v == 0x112233445566ccbbul && s == VA + 3;
+    s = VA;
+    __asm__ volatile("lodsl" : "+S"(s), "+a"(v) : : "memory");
+    CHECK(good && v == 0xddccbbaaul && s == VA + 4, "lods-parts-of-rax");
+    static uint8_t low[16];
+    d = (tk_word)low | 0xabcd00000000ul, s = (tk_word)from | 0x123400000000ul;
+    __asm__ volatile("addr32 movsl" : "+D"(d), "+S"(s) : : "memory");
+    CHECK(same(low, from, 4) && d == (tk_word)low + 4 && s == (tk_word)from + 4, "addr32-movsl");
+    uint8_t below, above;
+    d = (tk_word)low, s = (tk_word)from;
+    __asm__ volatile("cmp $5, %4\n\tmovsb\n\tsetb %2\n\tstosb\n\tseta %3"
+                     : "+D"(d), "+S"(s), "=&q"(below), "=&q"(above) : "r"(4u), "a"(3) : "memory", "cc");
+    CHECK(below == 1 && above == 0 && low[0] == from[0] && low[1] == 3, "flags-across-movsb-and-stosb");
+
+    /* Devices: the local APIC's version and task priority. */
+    volatile uint32_t *apic = (volatile uint32_t *)0xfee00000ul;
+    uint32_t version = apic[0x30 / 4], got = 0, priority = 0x20;
+    d = (tk_word)&got, s = 0xfee00030ul;
+    __asm__ volatile("movsl" : "+D"(d), "+S"(s) : : "memory");
+    good = got == version && version && s == 0xfee00034ul && d == (tk_word)&got + 4;
+    d = 0xfee00080ul, s = (tk_word)&priority;
+    __asm__ volatile("movsl" : "+D"(d), "+S"(s) : : "memory");
+    good &= apic[0x80 / 4] == 0x20 && d == 0xfee00084ul;
+    d = 0xfee00080ul;
+    __asm__ volatile("stosl" : "+D"(d) : "a"(0) : "memory");
+    s = 0xfee00030ul;
+    __asm__ volatile("lodsl" : "+S"(s), "=a"(v) : : "memory");
+    CHECK(good && !apic[0x80 / 4] && v == version, "one-element-and-devices");
+}
+
 void tk_main(void)
 {
     set_up();
@@ -240,5 +319,6 @@ void tk_main(void)
     resume();
     overlap();
     address_size();
+    one_element();
     interrupted();
 }
