@@ -424,7 +424,8 @@ static bool page_fault(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, 
         d->hint = 0;
         return true;
     case DIRECT_SOFT_PAGE:
-        d->soft_page = lin & ~0xfffull;
+        d->once = (lin ^ c->rip) >> 12; /* the instruction begins on the page before */
+        d->soft_page = d->once ? 0 : lin & ~0xfffull;
         /* Dearer than the kernel: who always asks for the time runs better in the soft tier. With 32-bit code it is the
          * page by which the kernel is called. */
         note(c, s, s->code32 ? d->ran - d->ran / 4 : d->ran / 4);

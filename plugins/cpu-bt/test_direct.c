@@ -396,6 +396,7 @@ int main(void)
         TEST(copies_follow_devices),
         TEST(what_only_looks_like_rdpid),
         TEST(rdpid_in_a_writable_page),
+        TEST(an_instruction_that_ends_in_such_a_page),
         TEST(more_pages_with_rdpid_than_copies),
         TEST(more_scattered_pages_than_a_helper_has),
         TEST(more_regions_than_there_are),

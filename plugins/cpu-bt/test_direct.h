@@ -201,6 +201,7 @@ void copies_follow_a_programs_stores(void **state);
 void copies_follow_devices(void **state);
 void what_only_looks_like_rdpid(void **state);
 void rdpid_in_a_writable_page(void **state);
+void an_instruction_that_ends_in_such_a_page(void **state);
 void more_pages_with_rdpid_than_copies(void **state);
 /* test_direct_losses.c */
 void a_helper_that_waits_is_killed(void **state);

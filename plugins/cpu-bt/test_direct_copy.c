@@ -5,6 +5,7 @@
  * is written to their pages.
  */
 #include "test_direct.h"
+#include <unistd.h>
 
 #define PAGE (CODE + 0x20000)
 #define AGAIN (CODE + 0x30000) /* the same page, writable */
@@ -114,6 +115,28 @@ void rdpid_in_a_writable_page(void **state)
         assert_int_equal(RBX, 7);
     }
     assert_int_equal(m.c->st.direct_copies, copies);
+}
+
+/* It does not run natively, and the next one is on the page that does not either. */
+void an_instruction_that_ends_in_such_a_page(void **state)
+{
+    static const uint8_t f_mov[] = {0xbe, 0x78, 0x56, 0x34, 0x12}; /* to ESI */
+    (void)state;
+    begin(__func__);
+    START_PAGE(p_rdpid, RW);
+    map(PAGE - 4096, RW);
+    put_bytes(PAGE - 3, f_mov, 3);
+    put_bytes(PAGE, f_mov + 3, 2);
+    put_bytes(PAGE + 2, p_rdpid, (size_t)(p_rdpid_end - p_rdpid));
+    alarm(30);
+    for (unsigned i = 0; i < 3; i++) {
+        start(PAGE - 3);
+        expect_syscall();
+        assert_int_equal(RAX, AUX);
+        assert_int_equal(RBX, 7);
+        assert_int_equal(m.a->gpr[6], 0x12345678);
+    }
+    alarm(0);
 }
 
 void more_pages_with_rdpid_than_copies(void **state)
