@@ -182,7 +182,7 @@ static uint64_t movs_piece(struct str *s)
     return n;
 }
 
-/* One element, no REP: compilers use these as "copy and advance". */
+/* One element, no REP: in a careful block; others are translated (gen_string). */
 static void movs_once(struct bt_vcpu *c, const struct bt_op *op)
 {
     unsigned n = op->opsize;

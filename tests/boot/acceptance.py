@@ -308,7 +308,7 @@ class Acceptance:
         for line in re.findall(r"^.*\bmetrc:? .*$", text, re.M):
             print("# " + line.strip())
         # mmapfork takes what memory there is, and the kernel reports whom it ends for that with a stack
-        status, text = self.machine.run("dmesg | sed '/invoked oom-killer/,/Out of memory: /d' | grep -B4 -A24 -E "
+        status, text = self.machine.run("dmesg | sed '/invoked oom-killer/,/<.TASK>/d' | grep -B4 -A24 -E "
                                         "'BUG|WARNING|Oops|panic|rcu.*stall|soft lockup|hung_task|Call Trace'")
         self.result(status == 1, "the guest's kernel complains of nothing after that", text)
 
