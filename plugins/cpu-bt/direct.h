@@ -292,7 +292,7 @@ bool bt_direct_runs_copy(struct bt_vcpu *c, const struct direct_space *s, uint64
 /* direct_copy.c; ordinary C */
 int bt_direct_copies_make(struct bt_vm *vm); /* a file descriptor for helpers, or -1: there are none */
 void bt_direct_copies_end(struct bt_vm *vm);
-/* In a page, whose address is a multiple of 8: where the 0f of the first RDPID from `from` on is, or -1. */
+/* In a page: where the 0f of the first RDPID from `from` on is, or -1. */
 int bt_direct_next_rdpid(const uint8_t *page, int from);
 uint64_t bt_direct_copy(struct bt_vcpu *c, uint64_t pa, const uint8_t *page); /* where in the file, or DIRECT_NO_COPY */
 /* hooks */
