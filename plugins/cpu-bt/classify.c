@@ -288,8 +288,15 @@ void trans_classify(struct trans *t, struct insn *x)
         case 0xac: set_op(x, BT_OP_lods); break;
         default: set_op(x, BT_OP_scas); break;
         }
-        if (d->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
+        if (d->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) {
+            bool fs_gs = d->attributes & (ZYDIS_ATTRIB_HAS_SEGMENT_FS | ZYDIS_ATTRIB_HAS_SEGMENT_GS);
+            if ((x->op_id == BT_OP_movs || x->op_id == BT_OP_stos) && t->code64 && d->address_width == 64 && !fs_gs &&
+                !(t->mode & BT_MODE_TF)) {
+                x->kind = K_REP;
+                x->f_write = 0;
+            }
             return;
+        }
         x->op_kind = KIND_NEXT; /* cannot stop in the middle */
         if (x->op_id == BT_OP_movs || x->op_id == BT_OP_stos || x->op_id == BT_OP_lods) {
             x->kind = K_STRING;
@@ -297,7 +304,13 @@ void trans_classify(struct trans *t, struct insn *x)
         }
         return;
     }
-    if (d->mnemonic == M(RDTSC) && !(t->mode & (BT_MODE_TSD | BT_MODE_VM86)) && !t->c->vm->tsc_ratio) {
+    if (d->mnemonic == M(PUSHFQ)) {
+        set_op(x, BT_OP_pushf);
+        x->kind = K_PUSHF;
+        x->f_write = 0;
+        return;
+    }
+    if ((d->mnemonic == M(RDTSC) || d->mnemonic == M(RDTSCP)) && !(t->mode & (BT_MODE_TSD | BT_MODE_VM86)) && !t->c->vm->tsc_ratio) {
         x->kind = K_RDTSC;
         return;
     }

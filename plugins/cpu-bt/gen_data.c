@@ -121,6 +121,47 @@ void gen_push(struct trans *t, struct insn *x)
     gen_sp_add(t, -(int)size);
 }
 
+static void or_flag(struct bt_emit *e, const uint8_t *flag, unsigned bit)
+{
+    e_rex(e, 0, H_R15, 0, 0, false); /* movzx r15d, byte [flag] */
+    e8(e, 0x0f);
+    e8(e, 0xb6);
+    e_mod_abs(e, H_R15, e_abs(flag));
+    e_rex(e, 0, 0, 0, H_R15, false); /* shl r15d, bit */
+    e8(e, 0xc1);
+    e_mod_rr(e, 4, H_R15);
+    e8(e, bit);
+    e_rr(e, 0, 0x0b, H_R14, H_R15);
+}
+
+/* What bt_rflags() puts together. */
+void gen_pushf(struct trans *t)
+{
+    struct bt_emit *e = &t->e;
+    struct bt_vcpu *c = t->c;
+    const uint8_t *slot = (const uint8_t *)&c->flags_slot;
+    gen_flags_save(t);
+    e_load32(e, H_R14, &c->flags_slot);
+    e_rex(e, 0, 0, 0, H_R14, false); /* shr r14d, 8 */
+    e8(e, 0xc1);
+    e_mod_rr(e, 5, H_R14);
+    e8(e, 8);
+    e_alu_ri(e, 0, 4, H_R14, BT_ARITH & 0xff);
+    or_flag(e, slot, 11);
+    or_flag(e, &c->iflag, 9);
+    or_flag(e, &c->dflag, 10);
+    e_load32(e, H_R15, &c->sysflags);
+    e_alu_ri(e, 0, 4, H_R15, (int32_t)~(BT_VM | BT_RF));
+    e_rr(e, 0, 0x0b, H_R14, H_R15);
+    e_store(e, H_R14, &c->tmp[0]);
+    gen_flags_clobbered(t);
+    gen_stack(t, -8, 8, true);
+    unsigned h = gen_scratch(t);
+    e_load(e, h, &c->tmp[0]);
+    gen_store_mem(t, h, 8);
+    gen_sp_add(t, -8);
+}
+
 void gen_pop(struct trans *t, struct insn *x)
 {
     struct bt_emit *e = &t->e;
@@ -284,70 +325,4 @@ void gen_moffs(struct trans *t, struct insn *x)
     e_r_base(e, size == 8, (store ? 0x88 : 0x8a) | (size > 1), H_RAX, H_R14, 0);
     if (store)
         gen_commit(t);
-}
-
-/* --- MOVS, STOS, LODS without a repeat -------------------------------------------------------- */
-/* r14 = an index register as an address */
-static void string_offset(struct trans *t, unsigned h, unsigned addr_bits)
-{
-    if (addr_bits == 64)
-        e_mov_rr(&t->e, H_R14, h);
-    else if (addr_bits == 32)
-        e_mov32_rr(&t->e, H_R14, h);
-    else
-        e_movzx16(&t->e, H_R14, h);
-}
-
-static void string_step(struct trans *t, bool rsi, bool rdi, unsigned addr_bits, int step)
-{
-    for (unsigned h = rsi ? H_RSI : H_RDI; h <= (rdi ? H_RDI : H_RSI); h++) {
-        if (addr_bits == 16)
-            e8(&t->e, 0x66);
-        e_lea(&t->e, addr_bits == 64, h, (int)h, -1, 0, step);
-    }
-}
-
-/* Compilers use them as "copy and advance". Both operands are looked up before anything changes; what is not plain
- * memory goes to C, in a careful block. */
-void gen_string(struct trans *t, struct insn *x)
-{
-    struct bt_emit *e = &t->e;
-    unsigned bits = x->d.address_width, size = x->d.opcode & 1 ? x->d.operand_width / 8u : 1;
-    unsigned w = size == 8, wide = size > 1;
-    bool load = x->op_id != BT_OP_stos, store = x->op_id != BT_OP_lods;
-    gen_flags_before_mem(t);
-    if (load) {
-        unsigned seg = BT_DS;
-        for (unsigned i = 0; i < x->d.operand_count; i++) /* the one that can be overridden */
-            if (x->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && x->op[i].mem.base != ZYDIS_REGISTER_NONE &&
-                ZydisRegisterGetId(x->op[i].mem.base) == BT_RSI)
-                seg = gen_seg_number(x->op[i].mem.segment);
-        string_offset(t, H_RSI, bits);
-        gen_lookup_at(t, seg, size, true, false);
-        if (size == 2)
-            e8(e, 0x66);
-        e_r_base(e, w, 0x8a | wide, store ? H_R15 : H_RAX, H_R14, 0);
-        if (store)
-            e_store(e, H_R15, &t->c->tmp[0]);
-    }
-    if (store) {
-        string_offset(t, H_RDI, bits);
-        gen_lookup_at(t, BT_ES, size, false, true);
-        if (load)
-            e_load(e, H_R15, &t->c->tmp[0]);
-        if (size == 2)
-            e8(e, 0x66);
-        e_r_base(e, w, 0x88 | wide, load ? H_R15 : H_RAX, H_R14, 0);
-    }
-    e_cmp_abs8(e, &t->c->dflag, 0);
-    e8(e, 0x70 | CC_NE);
-    uint8_t *back = e->p;
-    e8(e, 0);
-    string_step(t, load, store, bits, (int)size);
-    e8(e, 0xeb);
-    uint8_t *end = e->p;
-    e8(e, 0);
-    *back = (uint8_t)(e->p - back - 1);
-    string_step(t, load, store, bits, -(int)size);
-    *end = (uint8_t)(e->p - end - 1);
 }

@@ -37,7 +37,7 @@ bool gen_direct_insn(struct trans *t, const struct insn *x)
                 return false;
         }
         break;
-    case K_PUSH: case K_POP: case K_LEAVE: case K_CALL: case K_CALL_IND: case K_JMP_IND: case K_RET: case K_BT:
+    case K_PUSH: case K_PUSHF: case K_POP: case K_LEAVE: case K_CALL: case K_CALL_IND: case K_JMP_IND: case K_RET: case K_BT:
         break;
     default:
         return false;

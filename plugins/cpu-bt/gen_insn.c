@@ -139,6 +139,12 @@ void gen_insn(struct trans *t, struct insn *x)
         break;
     case K_OP: gen_op(t, x); break;
     case K_PUSH: gen_push(t, x); break;
+    case K_PUSHF:
+        if (t->careful)
+            gen_op(t, x);
+        else
+            gen_pushf(t);
+        break;
     case K_POP: gen_pop(t, x); break;
     case K_LEAVE: gen_leave(t, x); break;
     case K_LEA: gen_lea(t, x); break;
@@ -151,11 +157,23 @@ void gen_insn(struct trans *t, struct insn *x)
         else
             gen_string(t, x);
         break;
+    case K_REP:
+        if (t->careful)
+            gen_op(t, x);
+        else
+            gen_rep(t, x);
+        break;
     case K_CLI: e_store8_imm(e, &c->iflag, 0); break;
     case K_STD: e_store8_imm(e, &c->dflag, 1); break;
     case K_CLD: e_store8_imm(e, &c->dflag, 0); break;
     case K_RDTSC: /* RDX:RAX = host TSC + offset */
         gen_flags_before_mem(t);
+        if (x->d.mnemonic == ZYDIS_MNEMONIC_RDTSCP) { /* after LFENCE it is RDTSC and a constant */
+            e8(e, 0x0f);
+            e8(e, 0xae);
+            e8(e, 0xe8);
+            e_load32(e, H_RCX, &c->tsc_aux);
+        }
         e8(e, 0x0f);
         e8(e, 0x31);
         e_rex(e, 1, 0, 0, H_RDX, false); /* shl rdx, 32 */

@@ -5,7 +5,7 @@
  * decoding, liveness, exits), classify.c (which way an instruction goes),
  * gen_flags.c, gen_mem.c (addresses and look-ups), gen_insn.c (control transfers, choice of
  * a generator), gen_encode.c (re-encoded instructions), gen_data.c (stack and
- * moves), gen_direct.c (operands without a look-up), gen_op.c (calls of C).
+ * moves), gen_string.c, gen_direct.c (operands without a look-up), gen_op.c (calls of C).
  *
  * Flags while a block is made: `in_reg` says that host RFLAGS hold the guest's
  * arithmetic flags, `in_slot` that c->flags_slot does, `in_fn` that the code at
@@ -25,6 +25,8 @@ enum insn_kind {
     K_GENERIC, K_NOP, K_OP, K_JCC, K_JMP, K_CALL, K_RET, K_JMP_IND, K_CALL_IND, K_LOOP, K_PUSH, K_POP, K_LEAVE, K_LEA,
     K_STI, K_CLI, K_STD, K_CLD, K_BT, K_MOV_FROM_SREG, K_MOFFS, K_RDTSC, K_SWAPGS,
     K_STRING, /* MOVS, STOS, LODS of one element */
+    K_REP,    /* MOVS, STOS repeated, in 64-bit code; the rest is K_OP */
+    K_PUSHF,  /* likewise */
 };
 /* SELF: TEST of a register with itself, FN: by c->flags_fn; both only where noted. */
 /* How to make the flags of an earlier instruction once more. Host registers;
@@ -255,13 +257,16 @@ void gen_store_mem(struct trans *t, unsigned h, unsigned size);
 void gen_store_imm_mem(struct trans *t, uint64_t v, unsigned size); /* may clobber gen_scratch() */
 void gen_store_rip_mem(struct trans *t, uint64_t v, unsigned size); /* the same for an address of code */
 void gen_push(struct trans *t, struct insn *x);
+void gen_pushf(struct trans *t);
 void gen_pop(struct trans *t, struct insn *x);
 void gen_leave(struct trans *t, struct insn *x);
 void gen_lea(struct trans *t, struct insn *x);
 void gen_bt(struct trans *t, struct insn *x);
 void gen_mov_from_sreg(struct trans *t, struct insn *x);
 void gen_moffs(struct trans *t, struct insn *x);
-void gen_string(struct trans *t, struct insn *x);
+/* gen_string.c */
+void gen_string(struct trans *t, struct insn *x); /* of one element */
+void gen_rep(struct trans *t, struct insn *x);
 /* gen_op.c */
 void gen_op(struct trans *t, struct insn *x);
 /* gen_insn.c */

@@ -541,7 +541,7 @@ static bool flags_read_first(const struct trans *t)
     for (unsigned i = 0; i < t->n; i++) {
         const struct insn *x = &t->insn[i];
         if (x->f_read || (x->f_write && (x->live_after & ~x->f_kill)))
-            return x->kind != K_OP;
+            return x->kind != K_OP && x->kind != K_PUSHF;
         switch (x->kind) {
         case K_NOP: case K_LEA: case K_CLI: case K_STD: case K_CLD: continue;
         case K_JMP:
