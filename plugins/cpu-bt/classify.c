@@ -310,7 +310,8 @@ void trans_classify(struct trans *t, struct insn *x)
         x->f_write = 0;
         return;
     }
-    if ((d->mnemonic == M(RDTSC) || d->mnemonic == M(RDTSCP)) && !(t->mode & (BT_MODE_TSD | BT_MODE_VM86)) && !t->c->vm->tsc_ratio) {
+    if ((d->mnemonic == M(RDTSC) || d->mnemonic == M(RDTSCP)) && !(t->mode & (BT_MODE_TSD | BT_MODE_VM86)) &&
+        !t->c->vm->tsc_ratio) {
         x->kind = K_RDTSC;
         return;
     }

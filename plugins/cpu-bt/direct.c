@@ -24,7 +24,7 @@
 #define NEW_CODE 300
 #define FIRST_MEAN 270
 #define LONG 3600
-#define GREY (2 * LEAVE_MEAN) /* below: perhaps better off in the soft tier, for each switch leaves it with cold TLBs */
+#define GREY (4 * LEAVE_MEAN) /* below: perhaps better off in the soft tier, for each switch leaves it with cold TLBs */
 #define PROBE_AFTER 4000u     /* so many of these, and it is tried; 16 times as many before the next try */
 #define PROBES_MAX 4
 #define PROBE_HOLD 200000     /* some 20 ms, in which it is not new to the soft tier any more */

@@ -150,7 +150,10 @@ void gen_rep(struct trans *t, struct insn *x)
     struct bt_vcpu *c = t->c;
     struct slow s = {.n = 0};
     unsigned size = x->d.opcode & 1 ? x->d.operand_width / 8u : 1;
-    gen_flags_save(t); /* C wants them */
+    bool by_fn = t->in_fn && !t->in_slot; /* left alone: to make them costs a jump that is often foretold wrongly */
+    if (!by_fn)
+        gen_flags_save(t);
+    gen_flags_clobbered(t);
     e_cmp_abs8(e, &c->dflag, 0);
     s.site[s.n++] = e_jcc(e, CC_NE, 0);
     to_c(e, &s, H_RCX, 4096, CC_A);
@@ -181,5 +184,7 @@ void gen_rep(struct trans *t, struct insn *x)
     for (unsigned i = 0; i < s.n; i++)
         e_patch32(s.site[i], e_here(e));
     gen_op(t, x); /* the block ends there */
+    t->in_fn = by_fn;
+    t->in_slot = !by_fn;
     e_patch32(over - 4, e_here(e));
 }
