@@ -108,10 +108,14 @@ static void fire(struct hpet_timer *t, uint64_t n)
     }
 }
 
+/* No interrupt, no status: a match does nothing but to move a periodic timer's comparator. Linux leaves its tick like
+ * that for as long as it runs, so the host is not woken for it: catch_up() moves what is looked at. */
+static bool is_unseen(const struct hpet_timer *t) { return !(t->config & (T_INT_ENABLE | T_LEVEL)); }
+
 static void arm(struct hpet_timer *t)
 {
     struct hpet *h = t->hpet;
-    if (!running(h) || !t->armed) {
+    if (!running(h) || !t->armed || is_unseen(t)) {
         h->pc->host->timer_set(t->host_timer, PC_NEVER);
         return;
     }
@@ -139,6 +143,22 @@ static uint64_t next_period(struct hpet_timer *t)
     }
     t->comparator = (t->comparator + (gone / t->period + 1) * t->period) & mask;
     return gone / t->period + 1;
+}
+
+/* To what an unseen timer has come meanwhile. */
+static void catch_up(struct hpet_timer *t)
+{
+    const uint64_t mask = width_mask(t), gone = (counter_now(t->hpet) - t->comparator) & mask;
+    if (!running(t->hpet) || !t->armed || !is_unseen(t))
+        return;
+    bool passed = gone <= mask / 2;
+    /* 32 bits come round within the minute: what lies more than a period ahead has been passed, rather */
+    if (t->config & T_32BIT && t->period)
+        passed |= (-gone & mask) > t->period;
+    if (passed && t->config & T_PERIODIC)
+        next_period(t);
+    else if (passed && !(t->config & T_32BIT))
+        t->armed = false;
 }
 
 static void timer_due(void *opaque)
@@ -174,8 +194,10 @@ static uint64_t register64(struct hpet *h, unsigned off)
     case 0x0f0: return counter_now(h);
     default: break;
     }
-    if (off >= 0x100 && off < 0x100 + 0x20 * HPET_TIMERS)
+    if (off >= 0x100 && off < 0x100 + 0x20 * HPET_TIMERS) {
+        catch_up(&h->timer[(off - 0x100) / 0x20]);
         return timer_register(&h->timer[(off - 0x100) / 0x20], (off - 0x100) % 0x20);
+    }
     return 0;
 }
 
@@ -184,8 +206,10 @@ static void config_write(struct hpet *h, uint64_t v)
     bool was = running(h), was_legacy = h->config & CFG_LEGACY;
     uint64_t now = counter_now(h);
     v &= CFG_ENABLE | CFG_LEGACY;
-    for (unsigned i = 0; i < HPET_TIMERS; i++)
+    for (unsigned i = 0; i < HPET_TIMERS; i++) {
+        catch_up(&h->timer[i]);
         forget_ticks(&h->timer[i]);
+    }
     h->config = v;
     if (!was && running(h))
         h->base_ns = h->pc->host->clock_ns() - now * HPET_TICK_NS;
@@ -203,6 +227,7 @@ static void timer_config_write(struct hpet_timer *t, uint64_t v)
 {
     if (t->hpet->status >> t->index & 1)
         set_line(t, false);
+    catch_up(t);
     forget_ticks(t);
     t->config = v & T_WRITABLE;
     if (t->config & T_32BIT) {
@@ -336,6 +361,8 @@ void hpet_reset(struct hpet *h)
 
 int hpet_state(struct hpet *h, struct hvx_stream *s)
 {
+    for (unsigned i = 0; i < HPET_TIMERS; i++)
+        catch_up(&h->timer[i]);
     uint64_t counter = counter_now(h);
     hvx_state_u64(s, &h->config);
     hvx_state_u64(s, &h->status);

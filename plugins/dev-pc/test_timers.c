@@ -376,6 +376,50 @@ static void hpet_tiny_period_does_not_flood(void **state)
     assert_in_range(hvxtest_irq_rises(b->vm, 20), 1, 200);
 }
 
+/* As Linux leaves it when it has a better timer: nobody hears of it, so the host need not wake up for it. */
+static void hpet_without_interrupts_lets_the_host_sleep(void **state)
+{
+    struct board *b = *state;
+    uint64_t start = hpet_get(b, 0xf0), idle = hvxtest_next_deadline(b->vm);
+    hpet_put(b, 0x10, 1);
+    hpet_put(b, 0x100, 20ull << 9 | 0x4c);
+    hpet_put(b, 0x108, start + 100000);
+    hpet_put(b, 0x108, 100000); /* 1 ms */
+    assert_true(hvxtest_next_deadline(b->vm) < idle);
+    step_us(b, 3500);
+    hpet_put(b, 0x100, 20ull << 9 | 0x08);
+    assert_int_equal(hvxtest_next_deadline(b->vm), idle);
+    hvxtest_irq_clear(b->vm);
+    assert_int_equal(hpet_get(b, 0x108), start + 400000);
+    step_us(b, 6200);
+    assert_int_equal(hpet_get(b, 0x108), start + 1000000); /* it has gone on */
+    step_us(b, 50000);
+    assert_int_equal(hvxtest_irq_rises(b->vm, 20), 0);
+    hpet_put(b, 0x100, 20ull << 9 | 0x0c); /* and is in step when it is heard again */
+    step_us(b, 200);
+    assert_int_equal(hvxtest_irq_rises(b->vm, 20), 0);
+    step_us(b, 200);
+    assert_int_equal(hvxtest_irq_rises(b->vm, 20), 1);
+    hpet_put(b, 0x140, 20ull << 9 | 2); /* without one, but its status tells */
+    hpet_put(b, 0x148, hpet_get(b, 0xf0) + 1000);
+    step_us(b, 20);
+    assert_int_equal(hpet_get(b, 0x20), 4);
+}
+
+static void hpet_of_32_bits_without_interrupts(void **state)
+{
+    struct board *b = *state;
+    hpet_put(b, 0x10, 1);
+    hpet_put(b, 0x100, 20ull << 9 | 0x148); /* periodic, set value, 32 bits */
+    hpet_put(b, 0x108, 100000);
+    hpet_put(b, 0x108, 100000);
+    step_us(b, 30000000); /* more than half of what it counts to */
+    hpet_put(b, 0x100, 20ull << 9 | 0x10c);
+    hvxtest_irq_clear(b->vm);
+    step_us(b, 10500);
+    assert_in_range(hvxtest_irq_rises(b->vm, 20), 10, 11);
+}
+
 /* --- PM timer ------------------------------------------------------------------------- */
 static void pm_map(struct board *b)
 {
@@ -421,6 +465,7 @@ int main(void)
         T(rtc_nonsense_time_does_not_break_it),
         T(hpet_counts_tens_of_nanoseconds), T(hpet_one_shot_edge), T(hpet_level_until_acknowledged),
         T(hpet_legacy_replaces_the_pit), T(hpet_makes_up_for_ticks_that_come_late), T(hpet_tiny_period_does_not_flood),
+        T(hpet_without_interrupts_lets_the_host_sleep), T(hpet_of_32_bits_without_interrupts),
         T(pm_timer_runs_at_its_rate_in_24_bits), T(pm_timer_overflow_raises_the_sci),
     };
     return cmocka_run_group_tests_name("timers", tests, NULL, NULL);
