@@ -403,6 +403,8 @@ int main(void)
         TEST(a_helper_that_gets_no_more_memory),
         TEST(pages_below_64_kib),
         TEST(pages_where_a_zone_is),
+        TEST(what_is_translated_does_not_call_c),
+        TEST(repeats_that_are_not_plain),
         TEST(who_pays_runs_natively),
         TEST(much_coming_and_going_is_tried_in_the_soft_tier),
         TEST(programs_that_run_in_turn_are_told_apart),

@@ -210,6 +210,9 @@ void lost_helpers_are_replaced(void **state);
 void replacements_are_limited(void **state);
 void spoilers_are_barred(void **state);
 void a_kick_ends_an_endless_loop(void **state);
+/* test_direct_soft.c */
+void what_is_translated_does_not_call_c(void **state);
+void repeats_that_are_not_plain(void **state);
 /* test_direct_policy.c */
 void who_pays_runs_natively(void **state);
 void much_coming_and_going_is_tried_in_the_soft_tier(void **state);
