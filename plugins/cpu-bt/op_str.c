@@ -182,28 +182,6 @@ static uint64_t movs_piece(struct str *s)
     return n;
 }
 
-/* One element, no REP: in a careful block; others are translated (gen_string). */
-static void movs_once(struct bt_vcpu *c, const struct bt_op *op)
-{
-    unsigned n = op->opsize;
-    uint64_t si = bt_reg_get(c, BT_RSI, op->addrsize, 0), di = bt_reg_get(c, BT_RDI, op->addrsize, 0);
-    uint64_t src = bt_seg_lin(c, op->seg, si, n, false);
-    if (bt_code64(c) && !(sys_canonical(di) && sys_canonical(di + n - 1)))
-        bt_probe(c, src, n, bt_acc(c)); /* its page fault comes first */
-    uint64_t dst = bt_seg_lin(c, BT_ES, di, n, true);
-    uint64_t step = c->dflag ? -(uint64_t)n : n;
-
-    if ((src & 0xfff) + n > 4096 || !bt_host_ptr(c, src, n, bt_acc(c))) {
-        /* Perhaps a device: the store must not fail after the load. */
-        bt_probe(c, src, n, bt_acc(c));
-        bt_probe(c, dst, n, bt_acc(c) | BT_ACC_WRITE);
-    }
-    bt_write(c, dst, n, bt_read(c, src, n, bt_acc(c)), bt_acc(c) | BT_ACC_WRITE);
-    bt_reg_set(c, BT_RSI, op->addrsize, 0, si + step);
-    bt_reg_set(c, BT_RDI, op->addrsize, 0, di + step);
-    c->rip = op->next_rip;
-}
-
 /* What kernels and C libraries do all day: a repeat in 64-bit code, forwards,
  * inside one page. Bytes of it, 0 when it is not that. */
 static uint64_t short_run(const struct bt_vcpu *c, const struct bt_op *op)
@@ -241,11 +219,7 @@ static bool movs_short(struct bt_vcpu *c, const struct bt_op *op)
 void bt_op_movs(struct bt_vcpu *c, const struct bt_op *op)
 {
     struct str s;
-    if (!op->rep) {
-        movs_once(c, op);
-        return;
-    }
-    if (movs_short(c, op))
+    if (op->rep && movs_short(c, op))
         return;
     if (!str_begin(&s, c, op))
         return;
@@ -271,15 +245,6 @@ static uint64_t stos_piece(struct str *s)
     }
     index_advance(s, BT_RDI, n);
     return n;
-}
-
-static void stos_once(struct bt_vcpu *c, const struct bt_op *op)
-{
-    unsigned n = op->opsize;
-    uint64_t di = bt_reg_get(c, BT_RDI, op->addrsize, 0);
-    bt_write(c, bt_seg_lin(c, BT_ES, di, n, true), n, bt_reg_get(c, BT_RAX, n, 0), bt_acc(c) | BT_ACC_WRITE);
-    bt_reg_set(c, BT_RDI, op->addrsize, 0, di + (c->dflag ? -(uint64_t)n : n));
-    c->rip = op->next_rip;
 }
 
 static bool stos_short(struct bt_vcpu *c, const struct bt_op *op)
@@ -310,11 +275,7 @@ static bool stos_short(struct bt_vcpu *c, const struct bt_op *op)
 void bt_op_stos(struct bt_vcpu *c, const struct bt_op *op)
 {
     struct str s;
-    if (!op->rep) {
-        stos_once(c, op);
-        return;
-    }
-    if (stos_short(c, op))
+    if (op->rep && stos_short(c, op))
         return;
     if (!str_begin(&s, c, op))
         return;
