@@ -269,6 +269,16 @@ static void set_writes(struct insn *x)
         }
 }
 
+/* What set_op() has made C's, but for a careful block: it is translated, and writes no flags. */
+static bool translated(const struct trans *t, struct insn *x, unsigned kind)
+{
+    if (t->careful)
+        return false;
+    x->kind = (uint8_t)kind;
+    x->f_write = 0;
+    return true;
+}
+
 void trans_classify(struct trans *t, struct insn *x)
 {
     const ZydisDecodedInstruction *d = &x->d;
@@ -291,23 +301,18 @@ void trans_classify(struct trans *t, struct insn *x)
         if (d->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) {
             bool fs_gs = d->attributes & (ZYDIS_ATTRIB_HAS_SEGMENT_FS | ZYDIS_ATTRIB_HAS_SEGMENT_GS);
             if ((x->op_id == BT_OP_movs || x->op_id == BT_OP_stos) && t->code64 && d->address_width == 64 && !fs_gs &&
-                !(t->mode & BT_MODE_TF)) {
-                x->kind = K_REP;
-                x->f_write = 0;
-            }
+                !(t->mode & BT_MODE_TF))
+                translated(t, x, K_REP);
             return;
         }
         x->op_kind = KIND_NEXT; /* cannot stop in the middle */
-        if (x->op_id == BT_OP_movs || x->op_id == BT_OP_stos || x->op_id == BT_OP_lods) {
-            x->kind = K_STRING;
-            x->f_read = x->f_write = x->f_kill = 0;
-        }
+        if ((x->op_id == BT_OP_movs || x->op_id == BT_OP_stos || x->op_id == BT_OP_lods) && translated(t, x, K_STRING))
+            x->f_read = 0;
         return;
     }
     if (d->mnemonic == M(PUSHFQ)) {
         set_op(x, BT_OP_pushf);
-        x->kind = K_PUSHF;
-        x->f_write = 0;
+        translated(t, x, K_PUSHF);
         return;
     }
     if ((d->mnemonic == M(RDTSC) || d->mnemonic == M(RDTSCP)) && !(t->mode & (BT_MODE_TSD | BT_MODE_VM86)) &&

@@ -90,6 +90,16 @@ void gen_store_imm_mem(struct trans *t, uint64_t v, unsigned size)
 }
 
 /* --- stack -------------------------------------------------------------------------- */
+/* What r14 holds; RSP is moved by the caller. */
+static void push_r14(struct trans *t, unsigned size)
+{
+    e_store(&t->e, H_R14, &t->c->tmp[0]);
+    gen_stack(t, -(int)size, size, true);
+    unsigned h = gen_scratch(t);
+    e_load(&t->e, h, &t->c->tmp[0]);
+    gen_store_mem(t, h, size);
+}
+
 void gen_push(struct trans *t, struct insn *x)
 {
     struct bt_emit *e = &t->e;
@@ -98,11 +108,7 @@ void gen_push(struct trans *t, struct insn *x)
     if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
         gen_lookup(t, o, size, true, false);
         gen_load_mem(t, H_R14, size);
-        e_store(e, H_R14, &t->c->tmp[0]);
-        gen_stack(t, -(int)size, size, true);
-        unsigned h = gen_scratch(t);
-        e_load(e, h, &t->c->tmp[0]);
-        gen_store_mem(t, h, size);
+        push_r14(t, size);
     } else if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         gen_stack(t, -(int)size, size, true);
         gen_store_imm_mem(t, o->imm.value.u, size);
@@ -153,12 +159,8 @@ void gen_pushf(struct trans *t)
     e_load32(e, H_R15, &c->sysflags);
     e_alu_ri(e, 0, 4, H_R15, (int32_t)~(BT_VM | BT_RF));
     e_rr(e, 0, 0x0b, H_R14, H_R15);
-    e_store(e, H_R14, &c->tmp[0]);
     gen_flags_clobbered(t);
-    gen_stack(t, -8, 8, true);
-    unsigned h = gen_scratch(t);
-    e_load(e, h, &c->tmp[0]);
-    gen_store_mem(t, h, 8);
+    push_r14(t, 8);
     gen_sp_add(t, -8);
 }
 

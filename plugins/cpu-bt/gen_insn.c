@@ -139,30 +139,15 @@ void gen_insn(struct trans *t, struct insn *x)
         break;
     case K_OP: gen_op(t, x); break;
     case K_PUSH: gen_push(t, x); break;
-    case K_PUSHF:
-        if (t->careful)
-            gen_op(t, x);
-        else
-            gen_pushf(t);
-        break;
+    case K_PUSHF: gen_pushf(t); break;
     case K_POP: gen_pop(t, x); break;
     case K_LEAVE: gen_leave(t, x); break;
     case K_LEA: gen_lea(t, x); break;
     case K_BT: gen_bt(t, x); break;
     case K_MOV_FROM_SREG: gen_mov_from_sreg(t, x); break;
     case K_MOFFS: gen_moffs(t, x); break;
-    case K_STRING:
-        if (t->careful)
-            gen_op(t, x);
-        else
-            gen_string(t, x);
-        break;
-    case K_REP:
-        if (t->careful)
-            gen_op(t, x);
-        else
-            gen_rep(t, x);
-        break;
+    case K_STRING: gen_string(t, x); break;
+    case K_REP: gen_rep(t, x); break;
     case K_CLI: e_store8_imm(e, &c->iflag, 0); break;
     case K_STD: e_store8_imm(e, &c->dflag, 1); break;
     case K_CLD: e_store8_imm(e, &c->dflag, 0); break;

@@ -9,6 +9,15 @@
  */
 #include "trans.h"
 
+/* Jumps of a few bytes, forwards. */
+static uint8_t *jump8(struct bt_emit *e, unsigned op)
+{
+    e8(e, op);
+    e8(e, 0);
+    return e->p;
+}
+static void land8(struct bt_emit *e, uint8_t *from) { from[-1] = (uint8_t)(e->p - from); }
+
 /* --- one element --------------------------------------------------------------------- */
 /* r14 = an index register as an address */
 static void string_offset(struct trans *t, unsigned h, unsigned addr_bits)
@@ -63,16 +72,12 @@ void gen_string(struct trans *t, struct insn *x)
         e_r_base(e, w, 0x88 | wide, load ? H_R15 : H_RAX, H_R14, 0);
     }
     e_cmp_abs8(e, &t->c->dflag, 0);
-    e8(e, 0x70 | CC_NE);
-    uint8_t *back = e->p;
-    e8(e, 0);
+    uint8_t *back = jump8(e, 0x70 | CC_NE);
     string_step(t, load, store, bits, (int)size);
-    e8(e, 0xeb);
-    uint8_t *end = e->p;
-    e8(e, 0);
-    *back = (uint8_t)(e->p - back - 1);
+    uint8_t *end = jump8(e, 0xeb);
+    land8(e, back);
     string_step(t, load, store, bits, -(int)size);
-    *end = (uint8_t)(e->p - end - 1);
+    land8(e, end);
 }
 
 /* --- repeated -------------------------------------------------------------------------- */
@@ -112,14 +117,6 @@ static void rep(struct bt_emit *e, unsigned op, unsigned size)
     e_rex(e, size == 8, 0, 0, 0, false);
     e8(e, op | (size > 1));
 }
-
-static uint8_t *jump8(struct bt_emit *e, unsigned op)
-{
-    e8(e, op);
-    e8(e, 0);
-    return e->p;
-}
-static void land8(struct bt_emit *e, uint8_t *from) { from[-1] = (uint8_t)(e->p - from); }
 
 /* rdi is r14's host address now */
 static void rep_stos(struct bt_emit *e, unsigned size)

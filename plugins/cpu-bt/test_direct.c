@@ -394,6 +394,7 @@ int main(void)
         TEST(copies_follow_the_kernels_stores),
         TEST(copies_follow_a_programs_stores),
         TEST(copies_follow_devices),
+        TEST(the_search_finds_each_rdpid),
         TEST(what_only_looks_like_rdpid),
         TEST(rdpid_in_a_writable_page),
         TEST(an_instruction_that_ends_in_such_a_page),
@@ -407,6 +408,7 @@ int main(void)
         TEST(repeats_that_are_not_plain),
         TEST(who_pays_runs_natively),
         TEST(much_coming_and_going_is_tried_in_the_soft_tier),
+        TEST(some_coming_and_going_is_tried_there_too),
         TEST(programs_that_run_in_turn_are_told_apart),
     };
     if (getenv("HVXTEST_FILTER"))

@@ -199,6 +199,7 @@ void rdpid_tells_the_guests_cpu(void **state);
 void copies_follow_the_kernels_stores(void **state);
 void copies_follow_a_programs_stores(void **state);
 void copies_follow_devices(void **state);
+void the_search_finds_each_rdpid(void **state);
 void what_only_looks_like_rdpid(void **state);
 void rdpid_in_a_writable_page(void **state);
 void an_instruction_that_ends_in_such_a_page(void **state);
@@ -216,6 +217,7 @@ void repeats_that_are_not_plain(void **state);
 /* test_direct_policy.c */
 void who_pays_runs_natively(void **state);
 void much_coming_and_going_is_tried_in_the_soft_tier(void **state);
+void some_coming_and_going_is_tried_there_too(void **state);
 void programs_that_run_in_turn_are_told_apart(void **state);
 
 #endif

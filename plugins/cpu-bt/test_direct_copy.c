@@ -89,6 +89,37 @@ void copies_follow_devices(void **state)
     }
 }
 
+/* Wherever in the page it stands, and nothing beside it. */
+void the_search_finds_each_rdpid(void **state)
+{
+    static const uint8_t plain[] = {0xf3, 0x0f, 0xc7, 0xf8}, rex[] = {0xf3, 0x41, 0x0f, 0xc7, 0xff};
+    static const uint8_t others[][4] = {{0x66, 0x0f, 0xc7, 0xf8}, {0xf3, 0x0f, 0xc7, 0xf0}, {0xf3, 0x0f, 0xc6, 0xf8}};
+    static uint8_t pages[3 * 4096];
+    uint8_t *p = (uint8_t *)(((uintptr_t)pages + 4095) & ~(uintptr_t)4095);
+    (void)state;
+    for (int at = 0; at + 5 <= 4096; at++) {
+        memset(p, 0x90, 4096);
+        memcpy(p + at, plain, 4);
+        assert_int_equal(bt_direct_next_rdpid(p, 0), at + 1);
+        assert_int_equal(bt_direct_next_rdpid(p, at + 1), at + 1);
+        assert_int_equal(bt_direct_next_rdpid(p, at + 2), -1);
+        memcpy(p + at, rex, 5);
+        assert_int_equal(bt_direct_next_rdpid(p, 0), at + 2);
+        for (unsigned i = 0; i < 3; i++) {
+            memset(p, 0x90, 4096);
+            memcpy(p + at, others[i], 4);
+            assert_int_equal(bt_direct_next_rdpid(p, 0), -1);
+        }
+    }
+    memset(p, 0x90, 4096);
+    memcpy(p + 4092, plain, 4);
+    assert_int_equal(bt_direct_next_rdpid(p, 0), 4093);
+    memcpy(p + 4090, plain, 4);
+    memcpy(p + 4094, plain, 4); /* over the end: not in this page */
+    assert_int_equal(bt_direct_next_rdpid(p, 0), 4091);
+    assert_int_equal(bt_direct_next_rdpid(p, 4092), -1);
+}
+
 void what_only_looks_like_rdpid(void **state)
 {
     (void)state;

@@ -9,6 +9,7 @@
 #define UNIT 256ull /* cycles: direct.c counts in these */
 /* Between two entries of the kernel, natively. */
 #define MUCH_COMING_AND_GOING (70 * UNIT)
+#define SOME_COMING_AND_GOING (150 * UNIT) /* a web server's */
 #define LITTLE (2000 * UNIT)
 #define HARDLY_ANY_TIME (20 * UNIT)
 
@@ -128,6 +129,18 @@ void much_coming_and_going_is_tried_in_the_soft_tier(void **state)
     was_native();
     expect_syscall();
     assert_int_equal(RAX, LOOP_SUM);
+}
+
+/* Not too little to run natively, but perhaps as well off in the soft tier. */
+void some_coming_and_going_is_tried_there_too(void **state)
+{
+    (void)state;
+    begin_policy(__func__);
+    hold_is_over();
+    assert_true(comes_natively(LITTLE, 1000));
+    assert_in_range(stays_natively(SOME_COMING_AND_GOING, 100000), 1000, 10000);
+    assert_false(s->direct);
+    assert_true(s->probing);
 }
 
 /* It has page tables of its own, calls the kernel twice, and another one's turn comes. */

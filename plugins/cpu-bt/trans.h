@@ -5,7 +5,7 @@
  * decoding, liveness, exits), classify.c (which way an instruction goes),
  * gen_flags.c, gen_mem.c (addresses and look-ups), gen_insn.c (control transfers, choice of
  * a generator), gen_encode.c (re-encoded instructions), gen_data.c (stack and
- * moves), gen_string.c, gen_direct.c (operands without a look-up), gen_op.c (calls of C).
+ * moves), gen_string.c (MOVS, STOS, LODS), gen_direct.c (operands without a look-up), gen_op.c (calls of C).
  *
  * Flags while a block is made: `in_reg` says that host RFLAGS hold the guest's
  * arithmetic flags, `in_slot` that c->flags_slot does, `in_fn` that the code at

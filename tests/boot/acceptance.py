@@ -305,12 +305,23 @@ class Acceptance:
             "cd; [ $s = 0 ]" % (stressors, seconds), seconds * 4 + 240)
         good = status == 0 and "successful run completed" in text and not re.search(r"fail(ed|ure)?: *\[?[1-9]|: fail:", text)
         self.result(good, "stress-ng --verify on %s, %d s" % (names, seconds), text)
+        if not good:
+            self.who_was_ended()
         for line in re.findall(r"^.*\bmetrc:? .*$", text, re.M):
             print("# " + line.strip())
         # mmapfork takes what memory there is, and the kernel reports whom it ends for that with a stack
         status, text = self.machine.run("dmesg | sed '/invoked oom-killer/,/<.TASK>/d' | grep -B4 -A24 -E "
                                         "'BUG|WARNING|Oops|panic|rcu.*stall|soft lockup|hung_task|Call Trace'")
         self.result(status == 1, "the guest's kernel complains of nothing after that", text)
+
+    def who_was_ended(self):
+        """A stressor that is ended fails the run: by the guest's OOM killer, by a signal, or by the engine?"""
+        text = self.machine.run("dmesg | grep -E 'Killed process|traps:|segfault' | tail -n 40")[1]
+        if vm.ENGINE != "qemu-tcg":
+            stat = subprocess.run([vm.hvx_program(), "stat", self.name], capture_output=True, text=True).stdout
+            text += "\n" + "\n".join(re.findall(r"^.*direct_(?:lost|killed|meddled|failures)\b.*$", stat, re.M))
+        for line in text.splitlines():
+            print("# " + line.strip())
 
     def disk_file(self):
         run = self.machine.run
