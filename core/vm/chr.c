@@ -4,7 +4,9 @@
  *
  * Both directions have a bounded buffer. Output is written by the loop, not
  * by the vCPU that produced it, so a slow reader delays nothing but the line
- * itself; input that the guest does not take stops being read.
+ * itself; input that the guest does not take stops being read. Guests write
+ * a serial line byte by byte: what comes within PACE_NS after the last write
+ * leaves together, so that a thread is not woken for each.
  */
 #define _GNU_SOURCE
 #include "core/vm/chr.h"
@@ -23,6 +25,7 @@
 
 #define OUT_SIZE 65536u /* power of two */
 #define IN_SIZE 4096u
+#define PACE_NS 1000000ull /* one write of output a millisecond, unless half of the buffer is full */
 #define ESCAPE 0x1d /* ^] */
 #define ESCAPE_WAIT_NS 700000000ull
 
@@ -35,8 +38,10 @@ struct hvx_chr {
     char *unlink_path;
     struct hvx_chr_ops ops;
     void *opaque;
-    bool attached, deliver_posted, flush_posted, swallow;
+    bool attached, deliver_posted, flush_posted, pacing, swallow;
     bool mid_line; /* what left last was no end of a line */
+    struct hvx_timer *pace;
+    uint64_t left_ns; /* when output left last */
     uint8_t in[IN_SIZE], out[OUT_SIZE];
     size_t in_pos, in_n, out_head, out_n;
     /* leaving by ^] */
@@ -68,11 +73,20 @@ static void want_output(struct hvx_chr *c, bool want)
 
 static void drop_client(struct hvx_chr *c);
 
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 static void flush(void *opaque)
 {
     struct hvx_chr *c = opaque;
 
-    c->flush_posted = false;
+    c->flush_posted = c->pacing = false;
+    c->left_ns = now_ns();
     while (c->out_n && c->out_fd >= 0) {
         size_t n = OUT_SIZE - c->out_head < c->out_n ? OUT_SIZE - c->out_head : c->out_n;
         ssize_t w = write(c->out_fd, c->out + c->out_head, n);
@@ -97,6 +111,21 @@ static void flush(void *opaque)
     want_output(c, false);
 }
 
+/* At once when the line was quiet or there is much, else when its time has come. */
+static void flush_soon(struct hvx_chr *c)
+{
+    bool much = c->out_n >= OUT_SIZE / 2;
+
+    if (c->flush_posted || (c->pacing && !much))
+        return;
+    if (!much && now_ns() - c->left_ns < PACE_NS) {
+        c->pacing = true;
+        hvx_timer_set(c->pace, c->left_ns + PACE_NS);
+    } else {
+        c->flush_posted = hvx_loop_post(c->loop, flush, c) == 0;
+    }
+}
+
 size_t hvx_chr_write(struct hvx_chr *c, const uint8_t *buf, size_t n)
 {
     size_t room = OUT_SIZE - c->out_n, taken = n < room ? n : room;
@@ -106,8 +135,8 @@ size_t hvx_chr_write(struct hvx_chr *c, const uint8_t *buf, size_t n)
     for (size_t i = 0; i < taken; i++)
         c->out[(c->out_head + c->out_n + i) & (OUT_SIZE - 1)] = buf[i];
     c->out_n += taken;
-    if (taken && !c->flush_posted)
-        c->flush_posted = hvx_loop_post(c->loop, flush, c) == 0;
+    if (taken)
+        flush_soon(c);
     return taken;
 }
 
@@ -133,11 +162,8 @@ static void take_input(struct hvx_chr *c, const uint8_t *buf, size_t n)
                 return;
             }
         } else if (c->terminal && buf[i] == ESCAPE) {
-            struct timespec now;
-            clock_gettime(CLOCK_MONOTONIC, &now);
             c->escape_seen = true;
-            hvx_timer_set(c->escape_timer,
-                          (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec + ESCAPE_WAIT_NS);
+            hvx_timer_set(c->escape_timer, now_ns() + ESCAPE_WAIT_NS);
             continue;
         }
         c->in[c->in_n++] = buf[i];
@@ -390,6 +416,11 @@ int hvx_chr_open(struct hvx_loop *loop, const char *spec, void (*on_escape)(void
     c->in_fd = c->out_fd = c->listen_fd = -1;
     c->on_escape = on_escape;
     c->escape_opaque = opaque;
+    r = hvx_loop_timer_new(loop, flush, c, &c->pace);
+    if (r < 0) {
+        hvx_chr_close(c);
+        return hvx_fail(err, r, "serial line: %s", strerror(-r));
+    }
     if (!strcmp(spec, "null") || !strcmp(spec, "none"))
         r = 0;
     else if (!strcmp(spec, "stdio"))
@@ -449,6 +480,7 @@ void hvx_chr_close(struct hvx_chr *c)
             close(c->out_fd);
     }
     hvx_timer_del(c->escape_timer);
+    hvx_timer_del(c->pace);
     free(c->unlink_path);
     free(c);
 }

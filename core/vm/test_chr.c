@@ -16,7 +16,9 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <termios.h>
 #include <unistd.h>
@@ -29,6 +31,7 @@ struct fixture {
     _Atomic(size_t) n_got;
     size_t take; /* how many bytes the guest takes at a time */
     sem_t escaped;
+    long sleeps;
 };
 
 static void *run(void *opaque)
@@ -236,6 +239,78 @@ static void a_flood_is_bounded_and_nothing_taken_is_lost(void **state)
     hvx_chr_close(c);
 }
 
+/* How often the loop's thread has gone to sleep. */
+static void count_sleeps(void *opaque)
+{
+    struct fixture *f = opaque;
+    struct rusage u;
+
+    getrusage(RUSAGE_THREAD, &u);
+    f->sleeps = u.ru_nvcsw;
+    sem_post(&f->some);
+}
+
+static long sleeps(struct fixture *f)
+{
+    assert_int_equal(hvx_loop_post(f->loop, count_sleeps, f), 0);
+    while (sem_wait(&f->some) < 0)
+        ;
+    return f->sleeps;
+}
+
+static uint64_t now_us(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* A serial console is written byte by byte. A lone byte leaves at once, many
+ * do not wake the loop for each of them. */
+static void bytes_one_by_one_leave_together(void **state)
+{
+    struct fixture *f = *state;
+    enum { BYTES = 4000, APART_US = 10 };
+    char path[] = "/tmp/hvx-test-fifo-XXXXXX", spec[64];
+    static char back[BYTES];
+    struct hvx_chr *c;
+    uint64_t start, next;
+    size_t n = 0;
+    int fd;
+
+    close(mkstemp(path));
+    unlink(path);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    fd = open(path, O_RDWR);
+    snprintf(spec, sizeof(spec), "file:%s", path);
+    c = open_chr(f, spec);
+    assert_int_equal(write_chr(f, c, "1", 1), 1);
+    assert_int_equal(read(fd, back, 1), 1);
+    long before = sleeps(f);
+    start = next = now_us();
+    for (unsigned i = 0; i < BYTES; i++) {
+        assert_int_equal(write_chr(f, c, &"0123456789"[i % 10], 1), 1);
+        for (next += APART_US; now_us() < next;)
+            ;
+    }
+    uint64_t ms = (now_us() - start) / 1000;
+    long slept = sleeps(f) - before;
+    if ((uint64_t)slept > 3 * ms + 20)
+        fail_msg("the loop slept %ld times in %llu ms", slept, (unsigned long long)ms);
+    while (n < BYTES) {
+        ssize_t got = read(fd, back + n, BYTES - n);
+        assert_true(got > 0);
+        n += (size_t)got;
+    }
+    for (unsigned i = 0; i < BYTES; i++)
+        assert_int_equal(back[i], "0123456789"[i % 10]);
+    stop_loop(f);
+    hvx_chr_close(c);
+    close(fd);
+    unlink(path);
+}
+
 static void a_slow_guest_gets_all_input_in_order(void **state)
 {
     struct fixture *f = *state;
@@ -338,6 +413,7 @@ int main(void)
         T(null_swallows_any_amount),
         T(a_socket_carries_both_ways_and_comes_back),
         T(a_flood_is_bounded_and_nothing_taken_is_lost),
+        T(bytes_one_by_one_leave_together),
         T(a_slow_guest_gets_all_input_in_order),
         T(the_escape_leaves_and_is_doubled_to_send),
         T(wrong_specifications_are_explained),
