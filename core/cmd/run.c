@@ -3,7 +3,7 @@
  * core/cmd/run.c - `hvx run`: start a VM and stay with it until it ends.
  *
  * This thread runs the control loop: what the guest asks for, what arrives on
- * the control socket, and signals. Devices have a loop and a thread of their
+ * the control socket, and what another thread tells it of signals. Devices have a loop and a thread of their
  * own, so that this one can wait for vCPUs without holding the VM lock.
  */
 #define _GNU_SOURCE
@@ -20,10 +20,10 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #define N_EVENTS (HVX_EVENT_DEBUG + 1)
+#define SIGNALS_STACK_BYTES (128u * 1024)
 
 struct run {
     struct hvx_run_options options;
@@ -33,7 +33,10 @@ struct run {
     struct hvx_vm *vm;
     struct hvx_control *control;
     struct hvx_gdb *gdb;
-    struct hvx_watch *signals;
+    pthread_t signals; /* waits for those of the person */
+    bool has_signals;
+    _Atomic int signal;  /* that ends the VM */
+    atomic_bool enough;  /* the thread is to end */
     uint64_t started_ns, n_resets;
     int status;
     bool ending, user_paused;
@@ -182,17 +185,62 @@ static void on_escape(void *opaque)
     (void)!hvx_loop_post(r->loop, left, r); /* we are on the device loop here */
 }
 
-static void on_signal(void *opaque, int fd, bool readable, bool writable)
+/* --- signals of the person ------------------------------------------------------ */
+
+static void ended_by_signal(void *opaque)
 {
     struct run *r = opaque;
-    struct signalfd_siginfo info;
 
-    (void)readable;
-    (void)writable;
-    if (read(fd, &info, sizeof(info)) != sizeof(info))
-        return;
-    say_last(r, HVX_LOG_INFO, "%s; the VM ends", strsignal((int)info.ssi_signo));
+    say_last(r, HVX_LOG_INFO, "%s; the VM ends", strsignal(atomic_load(&r->signal)));
     end(r, HVX_STATUS_KILLED);
+}
+
+static void persons_signals(sigset_t *set)
+{
+    sigemptyset(set);
+    for (const int *s = (const int[]){SIGINT, SIGTERM, SIGHUP, SIGQUIT, 0}; *s; s++)
+        sigaddset(set, *s);
+}
+
+/* A thread, and not a signalfd in the loop: Linux wakes whoever polls one for
+ * each signal of the process, and an engine's page faults are signals. */
+static void *wait_for_signals(void *opaque)
+{
+    struct run *r = opaque;
+    sigset_t set;
+    int signo;
+
+    hvx_confine_thread();
+    pthread_setname_np(pthread_self(), "signals");
+    persons_signals(&set);
+    while (sigwait(&set, &signo) == 0 && !atomic_load(&r->enough)) {
+        atomic_store(&r->signal, signo);
+        (void)!hvx_loop_post(r->loop, ended_by_signal, r);
+    }
+    return NULL;
+}
+
+static int start_waiting_for_signals(struct run *r)
+{
+    pthread_attr_t attr;
+    int e;
+
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, SIGNALS_STACK_BYTES);
+    e = pthread_create(&r->signals, &attr, wait_for_signals, r);
+    pthread_attr_destroy(&attr);
+    r->has_signals = e == 0;
+    return -e;
+}
+
+static void stop_waiting_for_signals(struct run *r)
+{
+    if (!r->has_signals)
+        return;
+    atomic_store(&r->enough, true);
+    pthread_kill(r->signals, SIGTERM);
+    pthread_join(r->signals, NULL);
+    r->has_signals = false;
 }
 
 /* --- the control socket --------------------------------------------------------- */
@@ -460,20 +508,6 @@ static int open_control(struct run *r, struct hvx_error *err)
     return e;
 }
 
-static int watch_signals(struct run *r)
-{
-    sigset_t set;
-    int fd;
-
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGQUIT);
-    fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
-    return fd < 0 ? -errno : hvx_loop_watch_new(r->loop, fd, true, false, on_signal, r, &r->signals);
-}
-
 static void kill_for_gdb(void *opaque)
 {
     struct run *r = opaque;
@@ -534,7 +568,7 @@ static int open_restore(struct run *r, struct hvx_error *err)
 static int start(struct run *r, struct hvx_registry *reg, struct hvx_error *err)
 {
     char why[400];
-    int e = watch_signals(r);
+    int e = start_waiting_for_signals(r);
 
     if (e < 0)
         return hvx_fail(err, e, "signals: %s", strerror(-e));
@@ -628,7 +662,7 @@ int hvx_cmd_run(int argc, char **argv)
         hvx_log(r->last_level, r->options.name, "%s", r->last_words);
     if (e < 0)
         hvx_log(HVX_LOG_ERROR, "run", "%s", err.text);
-    hvx_watch_del(r->signals);
+    stop_waiting_for_signals(r);
     hvx_loop_destroy(r->loop);
     hvx_registry_destroy(reg);
     hvx_conf_destroy(conf);

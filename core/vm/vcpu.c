@@ -12,7 +12,7 @@
 #include <string.h>
 
 /* Threads other than vCPUs take no asynchronous signals: those of the person
- * are read from a signalfd, those of engines belong to vCPU threads. */
+ * have one that waits for them (run.c), those of engines belong to vCPU threads. */
 void hvx_vm_block_signals(void)
 {
     sigset_t set;

@@ -26,6 +26,12 @@ def report(tap, disk, cpus):
     tap.result(status == vm.POWERED_OFF, name + "power-off ends with 0", "status %d" % status)
 
 
+def sleeps(machine):
+    """How often the process's control thread has gone to sleep."""
+    with open("/proc/%d/status" % machine.proc.pid) as status:
+        return int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", status.read(), re.M).group(1))
+
+
 def login(tap, disk):
     with guest.Guest(vm.command(memory=1024, disk=(disk, "qcow2"), net="user")) as machine:
         try:
@@ -35,6 +41,9 @@ def login(tap, disk):
             machine.log_in()
             status, text = machine.run("perl -e 'print 6 * 7, \"\\n\"'; id -u; findmnt -no FSTYPE /")
             tap.result(status == 0 and text == "42\n0\next4\n", "commands on the serial line", text)
+            if vm.ENGINE == "bt":  # thousands of signals and of characters have come by
+                times = sleeps(machine)
+                tap.result(times < 300, "a guest that boots does not wake the control thread", "%d times" % times)
             tap.result(machine.power_off() == vm.POWERED_OFF, "poweroff after login ends with 0")
         except (vm.Timeout, vm.Ended) as trouble:
             tap.result(False, "login on the serial line", trouble)
