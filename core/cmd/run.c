@@ -35,8 +35,8 @@ struct run {
     struct hvx_gdb *gdb;
     pthread_t signals; /* waits for those of the person */
     bool has_signals;
-    _Atomic int signal;  /* that ends the VM */
-    atomic_bool enough;  /* the thread is to end */
+    _Atomic int signal; /* that ends the VM */
+    atomic_bool enough; /* the thread is to end */
     uint64_t started_ns, n_resets;
     int status;
     bool ending, user_paused;

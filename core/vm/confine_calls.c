@@ -67,6 +67,7 @@ static const struct {
     /* A thread makes itself smaller at its start, which for the last of them is after the filter. */
     {SCMP_SYS(capset), VM}, {SCMP_SYS(landlock_create_ruleset), VM}, {SCMP_SYS(landlock_restrict_self), VM},
     {SCMP_SYS(setpriority), VM}, {SCMP_SYS(getpriority), VM},
+    {SCMP_SYS(sched_setaffinity), VM}, /* of this user's processes; an engine's are among them */
     {SCMP_SYS(newfstatat), NET | TIDY}, {SCMP_SYS(unlink), TIDY},
 };
 

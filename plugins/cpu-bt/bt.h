@@ -291,9 +291,9 @@ struct bt_vcpu {
             tlb_flush_global, invlpg;
         uint64_t slow_accesses, bounces, careful, mmio, pio, smc_invalidations, cache_flushes, exceptions, page_faults,
             interrupts;
-        uint64_t direct_entries, direct_cycles, direct_syscalls, direct_faults, direct_kicks, direct_soft, direct_left,
-            direct_maps, direct_pages, direct_unmaps, direct_compares, direct_uncoded, direct_failures, direct_lost,
-            direct_killed, direct_meddled, direct_remade, direct_copies;
+        uint64_t direct_entries, direct_cycles, direct_syscalls, direct_faults, direct_kicks, direct_held, direct_soft,
+            direct_left, direct_maps, direct_pages, direct_unmaps, direct_compares, direct_uncoded, direct_failures,
+            direct_lost, direct_killed, direct_meddled, direct_remade, direct_copies;
         uint64_t warm_loaded, warm_kept, warm_lost, warm_differs, warm_cycles;
         uint64_t kd_maps, kd_faults, kd_soft, kd_unmaps, kd_checks;
         uint64_t kicks, unchains, halts, jc_miss, inline_miss, inline_learnt, inline_opened, code_bytes, syscalls,

@@ -76,12 +76,14 @@ bool bt_direct_wait(struct bt_vcpu *c, struct direct_proc *p, bool resume)
     p->zone->report.failed = 0;
     p->zone->orders.resume = resume;
     p->zone->orders.frame = p->base + p->uc;
+    int cpu = bt_direct_meet(c, p);
     sys4(SYS_write, p->cmd_fd, (long)&cookie, 8, 0);
     do
         rc = sys4(SYS_read, p->exit_fd, (long)&n, 8, 0);
     while (rc == -EINTR);
     c->in_code = 0;
     atomic_signal_fence(memory_order_seq_cst);
+    bt_direct_met(c, cpu);
     p->zone->orders.n_ops = 0;
     bool dead = atomic_load(&p->dead);
     if (rc == 8 && n == p->one && !dead)

@@ -5,6 +5,7 @@
  *
  *     direct.c        when to, and getting in and out
  *     direct_map.c    which guest pages a helper has, and when they must go
+ *     direct_cpu.c    vCPU and helper on one CPU of the host
  *     direct_copy.c   pages of code with RDPID
  *     direct_proc.c   having helpers: zones, requests, losses; ordinary C
  *     direct_helper.c making them: the process that does, filters
@@ -175,6 +176,7 @@ struct direct_proc {
     uint64_t uc_head[5], uc_mask, csgsfs; /* the kernel's own values, put back each time */
     uint8_t sw_reserved[48];
     struct direct_space *space;
+    int cpu; /* of the host, where it is bound to; -1: none */
 };
 
 /* LIVE, the device thread when it has ended: DEAD, the vCPU: ASKED, the device thread: MADE (or DEAD), the vCPU:
@@ -226,8 +228,19 @@ struct direct_space {
     uint32_t n_grey;
 };
 
+/* On which CPU of the host the vCPU's thread is: direct_cpu.c */
+#define DIRECT_CPUS 1024u
+struct direct_cpu {
+    bool off;      /* it cannot be had */
+    int held;      /* there, + 1; 0: it may run anywhere in mask */
+    uint32_t mask_bytes;
+    uint64_t since;
+    uint64_t mask[DIRECT_CPUS / 64]; /* before */
+};
+
 struct bt_direct {
     unsigned n_procs;
+    struct direct_cpu cpu;
     struct direct_proc proc[DIRECT_PROCS_MAX];
     struct direct_space space[DIRECT_SPACES];
     struct direct_space *current; /* of c->cr3, or NULL: not looked up */
@@ -289,6 +302,12 @@ int bt_direct_map(struct bt_vcpu *c, struct direct_space *s, uint64_t lin, unsig
 bool bt_direct_flush_orders(struct bt_vcpu *c, struct direct_space *s);
 /* Does the page at lin run from a copy? */
 bool bt_direct_runs_copy(struct bt_vcpu *c, const struct direct_space *s, uint64_t lin);
+/* direct_cpu.c: before and after a wait for the helper, on the vCPU's thread */
+int bt_direct_meet(struct bt_vcpu *c, struct direct_proc *p);
+void bt_direct_met(struct bt_vcpu *c, int cpu);
+#define DIRECT_STAY_MS 50u
+#define DIRECT_STAY_HALT_MS 10u /* two system calls for each halt would be too many */
+void bt_direct_let_go(struct bt_vcpu *c, unsigned after_ms); /* also when there is no direct */
 /* direct_copy.c; ordinary C */
 int bt_direct_copies_make(struct bt_vm *vm); /* a file descriptor for helpers, or -1: there are none */
 void bt_direct_copies_end(struct bt_vm *vm);

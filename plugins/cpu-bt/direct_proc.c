@@ -57,6 +57,7 @@ static int zone_fill(struct direct_proc *p)
     init_op(o, p->cookie, SYS_munmap, 0, p->base);
     init_op(o, p->cookie, SYS_munmap, end, TASK_END - end);
     p->one = 0;
+    p->cpu = -1;
     p->tsc_faults = 0;
     memset(p->tls, 0, sizeof(p->tls));
     return 0;

@@ -669,6 +669,7 @@ static void stats(struct hvx_engine_vm *e, hvx_stat_fn fn, void *opaque)
         S(direct_syscalls, "exits");
         S(direct_faults, "exits");
         S(direct_kicks, "exits");
+        S(direct_held, "times");
         S(direct_soft, "exits");
         S(direct_left, "times");
         S(direct_maps, "calls");

@@ -403,6 +403,7 @@ static void interrupts(struct bt_vcpu *c)
     int v = bt_irq_ack(c);
     if (v < 0)
         return;
+    bt_direct_let_go(c, DIRECT_STAY_MS); /* in the soft tier nobody else does */
     if (bt_irq_ready(c) >= 0)
         c->irq_wait = 1;
     deliver_interrupt(c, (unsigned)v);
@@ -411,6 +412,7 @@ static void interrupts(struct bt_vcpu *c)
 static void halt_wait(struct bt_vcpu *c)
 {
     c->st.halts++;
+    bt_direct_let_go(c, DIRECT_STAY_HALT_MS);
     bt_quiescent_enter(c);
     while (!atomic_load(&c->pending))
         sys4(SYS_futex, (long)&c->pending, FUTEX_WAIT_PRIVATE, 0, 0);
@@ -603,6 +605,7 @@ int bt_vcpu_run(struct bt_vcpu *c, struct hvx_exit *exit)
     c->cur_exit = BT_X_NONE;
     bt_quiescent_leave(c);
     int rc = loop(c, exit);
+    bt_direct_let_go(c, 0);
     bt_fp_save(c);
     bt_quiescent_enter(c);
     return rc;

@@ -35,6 +35,7 @@ test_jump_cache_LDADD = $(ZYDIS_LIBS) $(CMOCKA_LIBS)
 check_PROGRAMS += test_direct
 test_direct_SOURCES = test_direct.c test_direct.h test_direct_exits.c test_direct_memory.c test_direct_meddle.c \
 	test_direct_copy.c test_direct_losses.c test_direct_code32.c test_direct_policy.c test_direct_soft.c \
+	test_direct_cpu.c \
 	test_host.c test_host.h
 test_direct_LDADD = libbthost.la libbtcore.la $(ZYDIS_LIBS) $(CMOCKA_LIBS)
 

@@ -211,6 +211,10 @@ void lost_helpers_are_replaced(void **state);
 void replacements_are_limited(void **state);
 void spoilers_are_barred(void **state);
 void a_kick_ends_an_endless_loop(void **state);
+/* test_direct_cpu.c */
+void a_helper_is_where_its_vcpu_is(void **state);
+void a_vcpu_that_was_moved_is_held_for_a_while(void **state);
+void what_others_set_stays_set(void **state);
 /* test_direct_soft.c */
 void what_is_translated_does_not_call_c(void **state);
 void repeats_that_are_not_plain(void **state);
