@@ -3,8 +3,9 @@
  * core/cmd/run.c - `hvx run`: start a VM and stay with it until it ends.
  *
  * This thread runs the control loop: what the guest asks for, what arrives on
- * the control socket, and what another thread tells it of signals. Devices have a loop and a thread of their
- * own, so that this one can wait for vCPUs without holding the VM lock.
+ * the control socket, and what another thread tells it of signals. Devices
+ * have a loop and a thread of their own, so that this one can wait for vCPUs
+ * without holding the VM lock.
  */
 #define _GNU_SOURCE
 #include "core/cmd/commands.h"

@@ -11,9 +11,8 @@
  *   the vCPU's thread is held where it is for a while when it has come out of a
  *   wait on another CPU than it went in on. As long as that does not happen,
  *   there was no idle CPU, and Linux may balance as it likes.
- * It is let go after DIRECT_STAY_MS, and when it halts, so that it finds an idle CPU
- * if its own has become a busy one. Whoever sets the thread's CPUs meanwhile is
- * left alone: what is there then is not put back, but what was set.
+ * It is let go after DIRECT_STAY_MS, and when it halts, so that it finds an idle
+ * CPU if its own has become a busy one. What somebody else sets meanwhile stays.
  */
 #define _GNU_SOURCE
 #include "direct.h"
@@ -33,7 +32,7 @@ static int this_cpu(void)
 {
 #ifdef RSEQ_SIG
     const volatile struct rseq *r = (const void *)((char *)__builtin_thread_pointer() + __rseq_offset);
-    if ((int)r->cpu_id >= 0)
+    if (__rseq_size && (int)r->cpu_id >= 0) /* glibc.pthread.rseq=0 is possible */
         return (int)r->cpu_id;
 #endif
     unsigned cpu;
