@@ -646,7 +646,8 @@ bool bt_direct_run(struct bt_vcpu *c)
         c->st.direct_cycles += t;
         uint64_t inside = p->zone->orders.clock ? p->zone->report.out - p->zone->report.in : t - t / 2;
         d->ran += inside < t ? inside : t;
-        if (!out(c, s, p) || bt_code64(c) != code64)
+        /* Flags that a program has set itself, too, are for the soft tier: the helper gets FLAGS_PROGRAM. */
+        if (!out(c, s, p) || bt_code64(c) != code64 || (c->sysflags & (BT_TF | BT_AC)))
             return true;
     }
 }

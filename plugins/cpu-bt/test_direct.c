@@ -355,6 +355,7 @@ int main(void)
         TEST(vector_registers_and_bases_survive_an_exit),
         TEST(exceptions_have_the_right_vector_code_and_rip),
         TEST(single_step_traps_after_each_instruction),
+        TEST(single_step_traps_after_a_page_was_fetched),
         TEST(page_faults_have_the_right_code_and_address),
         TEST(a_changed_entry_holds_after_invlpg),
         TEST(write_protection_and_copy_on_write),

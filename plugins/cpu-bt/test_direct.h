@@ -157,6 +157,7 @@ void a_loop_and_its_system_calls_run_natively(void **state);
 void vector_registers_and_bases_survive_an_exit(void **state);
 void exceptions_have_the_right_vector_code_and_rip(void **state);
 void single_step_traps_after_each_instruction(void **state);
+void single_step_traps_after_a_page_was_fetched(void **state);
 void page_faults_have_the_right_code_and_address(void **state);
 /* test_direct_code32.c */
 void code32_and_its_system_calls(void **state);

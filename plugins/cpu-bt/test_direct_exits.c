@@ -67,6 +67,7 @@ PROGRAM(p_int80, "mov $5, %eax\n int $0x80\n nop");
 PROGRAM(p_int1, "nop\n .byte 0xf1\n nop");
 PROGRAM(p_noncanonical, "mov $0x8000000000000000, %rax\n mov (%rax), %rcx");
 PROGRAM(p_tf, "pushfq\n orl $0x100, (%rsp)\n popfq\n mov $9, %ebx\n mov $10, %ebx\n mov $11, %ebx\n syscall");
+PROGRAM(p_tf_page, "pushfq\n orl $0x100, (%rsp)\n popfq\n mov %ebx, 0x700010\n mov $10, %ebx\n mov $11, %ebx\n syscall");
 
 void exceptions_have_the_right_vector_code_and_rip(void **state)
 {
@@ -102,6 +103,21 @@ void single_step_traps_after_each_instruction(void **state)
     go(CMD_IRET);
     expect_syscall();
     assert_int_equal(RBX, 11);
+}
+
+/* The stepped instruction comes out of the helper itself, for a page that is only missing there. */
+void single_step_traps_after_a_page_was_fetched(void **state)
+{
+    (void)state;
+    begin(__func__);
+    uint64_t first = CODE + 1 + 7 + 1;
+    map(0x700000, P | U | W | A | D | NX);
+    put_program(CODE, p_tf_page);
+    RBX = 77;
+    start_natively(CODE);
+    expect_trap(1, 0, first + 7);
+    assert_int_equal(*user64(0x700010) & 0xffffffff, 77);
+    assert_int_equal(RBX, 77);
 }
 
 void page_faults_have_the_right_code_and_address(void **state)
