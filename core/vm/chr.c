@@ -10,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include "core/vm/chr.h"
+#include "core/vm/internal.h"
 #include "core/vm/tidy.h"
 
 #include <fcntl.h>
@@ -73,20 +74,12 @@ static void want_output(struct hvx_chr *c, bool want)
 
 static void drop_client(struct hvx_chr *c);
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 static void flush(void *opaque)
 {
     struct hvx_chr *c = opaque;
 
     c->flush_posted = c->pacing = false;
-    c->left_ns = now_ns();
+    c->left_ns = hvx_clock_ns();
     while (c->out_n && c->out_fd >= 0) {
         size_t n = OUT_SIZE - c->out_head < c->out_n ? OUT_SIZE - c->out_head : c->out_n;
         ssize_t w = write(c->out_fd, c->out + c->out_head, n);
@@ -118,7 +111,7 @@ static void flush_soon(struct hvx_chr *c)
 
     if (c->flush_posted || (c->pacing && !much))
         return;
-    if (!much && now_ns() - c->left_ns < PACE_NS) {
+    if (!much && hvx_clock_ns() - c->left_ns < PACE_NS) {
         c->pacing = true;
         hvx_timer_set(c->pace, c->left_ns + PACE_NS);
     } else {
@@ -163,7 +156,7 @@ static void take_input(struct hvx_chr *c, const uint8_t *buf, size_t n)
             }
         } else if (c->terminal && buf[i] == ESCAPE) {
             c->escape_seen = true;
-            hvx_timer_set(c->escape_timer, now_ns() + ESCAPE_WAIT_NS);
+            hvx_timer_set(c->escape_timer, hvx_clock_ns() + ESCAPE_WAIT_NS);
             continue;
         }
         c->in[c->in_n++] = buf[i];

@@ -28,7 +28,8 @@
 /* What C code and its library need whatever they do; what works on descriptors
  * that are there; what devices and engines do: timers, signals between the
  * threads of this process. Calls that look harmless but take a path, make a
- * descriptor out of nothing or reach another process are not here. */
+ * descriptor out of nothing or reach another process are not here, but for
+ * sched_setaffinity. */
 static const struct {
     int nr;
     unsigned profiles;
@@ -67,7 +68,8 @@ static const struct {
     /* A thread makes itself smaller at its start, which for the last of them is after the filter. */
     {SCMP_SYS(capset), VM}, {SCMP_SYS(landlock_create_ruleset), VM}, {SCMP_SYS(landlock_restrict_self), VM},
     {SCMP_SYS(setpriority), VM}, {SCMP_SYS(getpriority), VM},
-    {SCMP_SYS(sched_setaffinity), VM}, /* of this user's processes; an engine's are among them */
+    /* Reaches all processes of this user, engines' helpers among them: a CPU to run on is all that it gives. */
+    {SCMP_SYS(sched_setaffinity), VM},
     {SCMP_SYS(newfstatat), NET | TIDY}, {SCMP_SYS(unlink), TIDY},
 };
 

@@ -393,6 +393,7 @@ int main(void)
         TEST(a_kick_ends_an_endless_loop),
         TEST(a_helper_is_where_its_vcpu_is),
         TEST(a_vcpu_that_was_moved_is_held_for_a_while),
+        TEST(who_comes_out_elsewhere_is_held),
         TEST(what_others_set_stays_set),
         TEST(rdpid_tells_the_guests_cpu),
         TEST(copies_follow_the_kernels_stores),

@@ -215,6 +215,7 @@ void a_kick_ends_an_endless_loop(void **state);
 /* test_direct_cpu.c */
 void a_helper_is_where_its_vcpu_is(void **state);
 void a_vcpu_that_was_moved_is_held_for_a_while(void **state);
+void who_comes_out_elsewhere_is_held(void **state);
 void what_others_set_stays_set(void **state);
 /* test_direct_soft.c */
 void what_is_translated_does_not_call_c(void **state);

@@ -4,7 +4,9 @@
  */
 #define _GNU_SOURCE
 #include "test_direct.h"
+#include <pthread.h>
 #include <sched.h>
+#include <unistd.h>
 
 static cpu_set_t all; /* of this process */
 
@@ -91,6 +93,46 @@ void a_vcpu_that_was_moved_is_held_for_a_while(void **state)
     assert_true(is_on(0, &all));
     bt_direct_let_go(m.c, DIRECT_STAY_MS);
     assert_true(is_on(0, &all));
+}
+
+static int other_cpu;
+static pid_t vcpu_tid;
+
+/* While the vCPU's thread waits for its helper: it will wake up elsewhere. */
+static void *move_and_kick(void *arg)
+{
+    cpu_set_t there = only(other_cpu);
+    (void)arg;
+    usleep(20000);
+    assert_int_equal(sched_setaffinity(vcpu_tid, sizeof(there), &there), 0);
+    m.h.ops->vcpu_kick(m.h.vcpu);
+    return NULL;
+}
+
+void who_comes_out_elsewhere_is_held(void **state)
+{
+    int cpu[2];
+    pthread_t t;
+    (void)state;
+    two_cpus(cpu);
+    begin(__func__);
+    use(only(cpu[0]));
+    put_program(CODE, p_count);
+    set_start(CODE);
+    m.a->cmd = CMD_IRET;
+    m.h.stopped = false;
+    other_cpu = cpu[1];
+    vcpu_tid = gettid();
+    pthread_create(&t, NULL, move_and_kick, NULL);
+    alarm(10);
+    run_once();
+    alarm(0);
+    pthread_join(t, NULL);
+    assert_int_equal(m.c->st.direct_held, 1);
+    assert_int_equal(m.c->direct->cpu.held, 0); /* a vCPU that does not run is let go */
+    cpu_set_t there = only(cpu[1]);
+    assert_true(is_on(0, &there));
+    use(all);
 }
 
 void what_others_set_stays_set(void **state)

@@ -302,7 +302,7 @@ class Acceptance:
         # the guest's OOM killer ends, and not all stressors take that well (madvise and mprotect offer themselves and are
         # not started again): they shall leave some memory.
         # The kernel's log turns over many times meanwhile.
-        self.machine.run("dmesg -w | grep --line-buffered -E 'Killed process|traps:|segfault' >/run/ended & echo")
+        self.machine.run("pkill -x dmesg; dmesg -w | grep --line-buffered -E 'Killed process|traps:|segfault' >/run/ended & echo")
         status, text = self.machine.run(
             "mkdir -p /tmp/stress && chown nobody /tmp/stress && cd /tmp/stress && sysctl -qw kernel.core_pattern=/dev/null && "
             "setpriv --reuid nobody --regid nogroup --clear-groups stress-ng %s --oom-avoid --verify --metrics-brief -t %ds; s=$?; "
